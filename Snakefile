@@ -1,0 +1,46 @@
+# The EESD suite: from a model and prompts to tables, figures and a report.
+#
+#   snakemake --cores all                                     # config/config.yaml: needs no model hub
+#   snakemake --cores all --configfile config/paper.yaml      # laid over it: dictionaries merge, lists replace
+#   snakemake --report report.html                            # afterwards
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+wildcard_constraints:
+    wheel="[^/]+",
+    model="[^/]+",
+    corpus="[^/]+",
+    head="[^/]+",
+    task="[^/]+",
+    group="[^/]+",
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/resources.smk"
+include: "workflow/rules/distill.smk"
+include: "workflow/rules/bench.smk"
+include: "workflow/rules/evidence.smk"
+include: "workflow/rules/figures.smk"
+
+
+# What the lists under `run` of the configuration reach, down to tables and figures.
+rule all:
+    default_target: True
+    input:
+        expand("results/tables/{table}.csv", table=TABLES),
+        expand("figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
+        "results/tables/provenance.csv",
+        "results/lossless.txt",
+
+
+onsuccess:
+    print("Tables: results/tables/*.csv   Figures: figures/   One page: snakemake --report report.html")
+
+
+onerror:
+    print("Stopped. The reason is above and in logs/. The same command continues where this one stopped.")

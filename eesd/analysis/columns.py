@@ -1,0 +1,143 @@
+"""What every column of every table means. Tables have exactly these columns, in this order.
+
+    from eesd.analysis.columns import COLUMNS
+    COLUMNS["speedup"]["speedup"]      # 'tokens_per_s / baseline_tokens_per_s: ratio of totals over all units'
+
+An empty cell is a value that does not exist (no interval of one item, no drafting in vanilla), never a zero.
+"""
+
+from __future__ import annotations
+
+_WHO = {
+    "model": "name of the target model in the configuration",
+    "task": "name of the task",
+    "group": "name of the group of methods that ran back to back",
+    "method": "name of the method in the configuration",
+}
+_DATASET = {"dataset": "true name of the data set"}
+_HOW = {"dtype": "number format of the weights", "decoding": "greedy or sampled"}
+_N = {"n_items": "prompts", "n_units": "prompts x repeats"}
+
+COLUMNS: dict[str, dict[str, str]] = {
+    "speedup": {
+        **_WHO,
+        "baseline": "vanilla (our own loop, same forward code) or hf_generate (Hugging Face)",
+        "n_items": "prompts; with 1 there is no interval",
+        "tokens_per_s": "output tokens / seconds, prefill included, totals over all units",
+        "speedup": "tokens_per_s / baseline_tokens_per_s: ratio of totals over all units",
+        "ci_low": "lower end of the 95 % paired bootstrap interval over items",
+        "ci_high": "upper end of it",
+        "speedup_mean_of_ratios": "mean over units of the ratio inside the unit",
+        "n_units": "prompts x repeats",
+        "baseline_tokens_per_s": "tokens per second of the baseline in the same units",
+        **_HOW,
+        "lossy": "true if the method may change the output by design",
+        **_DATASET,
+    },
+    "acceptance": {
+        **_WHO,
+        "acceptance_rate": "accepted / drafted tokens, bonus token not counted; empty if nothing is drafted",
+        "tokens_per_round": "(output tokens - first tokens) / rounds, with the bonus token; vanilla = 1",
+        "drafted_per_round": "drafted tokens / rounds",
+        "rounds": "verification passes of the target, all units together",
+        "n_items": "prompts",
+        **_DATASET,
+    },
+    "lossless": {
+        **_WHO,
+        **_HOW,
+        "n_items": "prompts",
+        "n_units": "prompts x repeats = identical + tie + different + not_compared",
+        "identical": "outputs equal to vanilla token by token",
+        "tie": "outputs that leave vanilla where two logits are closer than the measured rounding bound",
+        "different": "outputs that leave vanilla anywhere else: `eesd tables` fails unless the method is lossy",
+        "not_compared": "outputs that cannot be compared by token (sampling)",
+        "lossy": "true if the method may change the output by design",
+        **_DATASET,
+    },
+    "divergences": {
+        **_WHO,
+        "item": "the prompt",
+        "repeat": "0, 1, ...",
+        **_HOW,
+        "class": "tie or different",
+        "position": "index in the output of the first token that differs",
+        "vanilla_token": "token id of vanilla there; empty if its output had ended",
+        "token": "token id of the method there; empty if its output had ended",
+        "gap": "difference of the two tokens' logits, recomputed in float64",
+        "bound": "rounding bound of the run's dtype that the gap is held against",
+        "lossy": "true if the method may change the output by design",
+        **_DATASET,
+    },
+    "time_split": {
+        **_WHO,
+        "prefill_s": "seconds reading the prompt, per generated token",
+        "draft_s": "seconds drafting, per generated token",
+        "verify_s": "seconds verifying (vanilla: decoding), per generated token",
+        "control_s": "seconds in the controller, per generated token",
+        "other_s": "all other seconds, per generated token",
+        "total_s": "sum of the five; for a peer the only time known",
+        "output_tokens": "generated tokens that the times are divided by",
+        "n_items": "prompts",
+        **_DATASET,
+    },
+    "quality": {
+        "model": _WHO["model"],
+        "task": _WHO["task"],
+        "method": _WHO["method"],
+        "metric": "name of the score",
+        "value": "mean over items of the mean over repeats",
+        "n_items": "prompts",
+        "group": _WHO["group"],
+        **_DATASET,
+    },
+    "rounds": {
+        **_WHO,
+        "accepted": "drafted tokens accepted in a round, bonus token not counted",
+        "count": "rounds with that many",
+        **_DATASET,
+    },
+    "heads": {
+        "head": "name of the head in the configuration",
+        "kind": "kind of head, such as exit_layer",
+        "exit_layer": "layers of the target below the head",
+        "vocab_rows": "tokens the head can draft: a number, or full",
+        "init": "what its layer started from",
+        "loss": "training loss",
+        "context": "context the head sees beside the hidden state",
+        "train_tokens": "tokens trained on, epochs not counted",
+        "task": _WHO["task"],
+        "position": "drafted token after the last accepted one, from 1",
+        "top1_agreement": "share of held-out positions where head and target agree on the most likely token",
+        "expected_acceptance": "mean over held-out positions of sum over tokens of min(target, head)",
+        "chain_length": "mean accepted length of a chain; empty if not measured",
+        "model": _WHO["model"],
+        "positions": "held-out positions measured",
+    },
+    "provenance": {
+        "model": _WHO["model"],
+        "task": _WHO["task"],
+        "group": _WHO["group"],
+        **_DATASET,
+        "methods": "names of the methods",
+        **_N,
+        "n_rows": "prompts x repeats x methods",
+        "output_tokens": "generated tokens of all rows",
+        "decoding": "greedy or sampled",
+        "temperature": "sampling temperature; 0 is greedy",
+        "dtype": "number format of the weights",
+        "device": "cpu or cuda",
+        "device_name": "name of the processor",
+        "threads": "CPU threads",
+        "engine": "implementation of the matrix products",
+        "python": "version",
+        "torch": "version",
+        "transformers": "version",
+        "eesd": "version",
+        "commit": "git commit of the code that measured; -dirty if it had local changes",
+        "decoding_s": "seconds of timed decoding, all rows together",
+        "first_time": "time of the first row",
+        "last_time": "time of the last row",
+        "settings": "settings of every method, as JSON",
+    },
+}

@@ -1,0 +1,95 @@
+"""Speedups with intervals: a paired bootstrap over items.
+
+A unit is (item, repeat): both methods decoded the same prompt back to back. Items are what varies (easy and hard
+prompts), repeats of one item are not independent, so items are drawn, each with all its repeats and both methods.
+
+    paired_speedup(items, tokens, seconds, base_tokens, base_seconds)
+    # Speedup(ratio=1.31, low=1.22, high=1.40, mean_of_ratios=1.33, n_items=20, n_units=20)
+
+The ratio is one of totals: (tokens / seconds) of the method over (tokens / seconds) of the baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+N_RESAMPLES = 9999
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """A ratio of totals with its interval (NaN for a single item: one prompt says nothing of the next)."""
+
+    ratio: float
+    low: float
+    high: float
+    mean_of_ratios: float
+    n_items: int
+    n_units: int
+
+
+def paired_speedup(
+    items: Sequence[str],
+    tokens: Sequence[float],
+    seconds: Sequence[float],
+    base_tokens: Sequence[float],
+    base_seconds: Sequence[float],
+    n_resamples: int = N_RESAMPLES,
+) -> Speedup:
+    """Tokens per second of a method over those of its baseline; all arguments are aligned, one entry a unit."""
+    samples = [np.asarray(one, dtype=float) for one in (tokens, seconds, base_tokens, base_seconds)]
+    names, index = np.unique(np.asarray(items), return_inverse=True)
+    # [unit] -> [item]: totals of each item over its repeats, the unit of resampling.
+    per_item = [np.bincount(index, weights=one, minlength=len(names)) for one in samples]
+    low, high = _interval(per_item, n_resamples)
+    return Speedup(
+        ratio=float(ratio_of_totals(*per_item)),
+        low=low,
+        high=high,
+        mean_of_ratios=float(np.mean(samples[0] / samples[1] / (samples[2] / samples[3]))),
+        n_items=len(names),
+        n_units=len(index),
+    )
+
+
+def ratio_of_totals(
+    tokens: np.ndarray, seconds: np.ndarray, base_tokens: np.ndarray, base_seconds: np.ndarray, axis: int = -1
+) -> np.ndarray:
+    """(sum tokens / sum seconds) / (sum base_tokens / sum base_seconds), over `axis`."""
+    own = tokens.sum(axis) / seconds.sum(axis)
+    return own / (base_tokens.sum(axis) / base_seconds.sum(axis))
+
+
+def expanded_level(n_items: int, confidence: float = CONFIDENCE) -> float:
+    """Level at which a percentile interval of n items covers about `confidence`.
+
+    The bootstrap spreads by the plug-in variance (n instead of n - 1) and normal tails, so for small n it is too
+    narrow. Expanding the level by Student's t (Hesterberg 2015) repairs most of it: simulated coverage of a nominal
+    95 % goes from 83 to 92 % at 5 items and from 88 to 94 % at 10; below 5 items no bootstrap is trustworthy.
+    """
+    t = stats.t.ppf((1 + confidence) / 2, n_items - 1)
+    return 1 - 2 * float(stats.norm.sf(t * math.sqrt(n_items / (n_items - 1))))
+
+
+def _interval(per_item: list[np.ndarray], n_resamples: int) -> tuple[float, float]:
+    n_items = len(per_item[0])
+    if n_items < 2:
+        return math.nan, math.nan
+    result = stats.bootstrap(
+        per_item,
+        ratio_of_totals,
+        paired=True,
+        vectorized=True,
+        n_resamples=n_resamples,
+        confidence_level=expanded_level(n_items),
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,180 @@
+"""The look of every figure: sizes, colours, labels, the grid of panels, and files that are identical when redrawn.
+
+with style():
+    drawing, panels = grid([Band("main", ["asdiv", "xsum"], height_in=0.8)])
+    save(drawing, Path("figures/speedup"))      # speedup.pdf .png .svg
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eesd.files import atomic_path
+
+COLUMN_IN, PAGE_IN = 3.3, 6.8  # widths of one and two columns of a paper
+MAX_COLUMNS = 4
+LINE_IN = 0.19  # height of one bar with its label
+DPI = 200
+
+RC = {
+    **seaborn.axes_style("ticks"),
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "0.35",
+    "xtick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "pdf.fonttype": 42,  # text stays text in a paper
+    "svg.hashsalt": "eesd",
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+}
+# Without these the date of drawing is in the file, and equal tables give different bytes.
+METADATA = {"pdf": {"CreationDate": None}, "png": {}, "svg": {"Date": None}}
+
+# Okabe-Ito, which stays apart for colour-blind readers. Names that are not here get one of OTHERS by their own hash.
+METHOD_COLORS = {"vanilla": "#7f7f7f", "hf_generate": "#b0a58f", "eesd": "#d55e00"}
+OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#332288", "#882255", "#999933")
+PART_COLORS = {"prefill": "#bbbbbb", "draft": "#e69f00", "verify": "#0072b2", "control": "#d55e00", "other": "#56b4e9"}
+METHOD_LABELS = {"hf_generate": "HF generate", "eesd": "EESD"}
+TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
+BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}
+
+
+@dataclass(frozen=True)
+class Band:
+    """One row of panels, a panel a task."""
+
+    title: str
+    tasks: list[str]
+    height_in: float
+
+
+def method_color(name: str) -> str:
+    """Colour of a method: the same in every figure, whatever else is drawn."""
+    if name in METHOD_COLORS:
+        return METHOD_COLORS[name]
+    if match := re.fullmatch(r"static_k(\d+)", name):
+        share = 0.35 + 0.055 * min(int(match[1]), 10)  # longer static drafts are darker blues
+        return matplotlib.colors.to_hex(matplotlib.colormaps["Blues"](share))
+    return OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
+
+
+def method_label(name: str) -> str:
+    """Name of a method for reading; unknown names stay as they are."""
+    match = re.fullmatch(r"static_k(\d+)", name)
+    return f"static k = {match[1]}" if match else METHOD_LABELS.get(name, name)
+
+
+def task_label(name: str) -> str:
+    """Name of a task for reading; unknown names stay as they are."""
+    return TASK_LABELS.get(name, name)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Our settings on top of matplotlib's defaults, whatever the user's own matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
+
+
+def grid(bands: list[Band], legend: Sequence[str] = ()) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with one row of panels for each band, and room for a legend of the given labels above.
+
+    Columns line up, and bars are equally thick everywhere.
+    """
+    n_columns = max(len(band.tasks) for band in bands)
+    width = COLUMN_IN if n_columns == 1 else PAGE_IN
+    legend_in = 0.1 + 0.155 * math.ceil(len(legend) / _legend_columns(legend, width)) if legend else 0
+    # What is not panel: a title and tick labels for each band, a legend above all.
+    around_in = sum(0.52 + (0.14 if band.title else 0) for band in bands) + legend_in
+    height = sum(band.height_in for band in bands) + around_in
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    drawing.get_layout_engine().set(w_pad=0.04, h_pad=0.06, wspace=0.03, hspace=0.0)
+    places = drawing.add_gridspec(len(bands), n_columns, height_ratios=[band.height_in for band in bands])
+    panels = []
+    for row, band in enumerate(bands):
+        axes: list[Axes] = []
+        for column in range(len(band.tasks)):
+            first = axes[0] if axes else None
+            axes.append(drawing.add_subplot(places[row, column], sharex=first, sharey=first))
+            axes[-1].tick_params(labelleft=first is None)
+        seaborn.despine(fig=drawing)
+        if band.title:
+            _title(axes[0], band.title)
+        panels.append(axes)
+    return drawing, panels
+
+
+def panel_title(axes: Axes, text: str, below_band_title: bool) -> None:
+    """Left-aligned panel title, leaving a line for the title of the band where there is one."""
+    axes.set_title(("\n" if below_band_title else "") + text, loc="left", color="0.25")
+
+
+def _title(axes: Axes, text: str) -> None:
+    # From the left edge of the figure; outside the layout, or its width would push the panels aside.
+    room = 17 * axes.figure.get_figwidth()  # bold letters that fit on the line
+    axes.annotate(
+        text,
+        fontsize=RC["font.size"] * min(1.0, room / len(text)),
+        xy=(0, 1),
+        xycoords=("figure fraction", "axes fraction"),
+        xytext=(3, 17),
+        textcoords="offset points",
+        weight="bold",
+        annotation_clip=False,
+        in_layout=False,
+    )
+
+
+def key(drawing: Figure, panels: list[list[Axes]], labels: Sequence[str]) -> None:
+    """One legend above all panels for the given labels, as far as they are drawn, in that order."""
+    found = {}
+    for panel in [panel for axes in panels for panel in axes]:
+        handles, names = panel.get_legend_handles_labels()
+        found.update(zip(names, handles, strict=True))
+    shown = [label for label in labels if label in found]
+    columns = _legend_columns(shown, drawing.get_figwidth())
+    drawing.legend(
+        [found[label] for label in shown],
+        shown,
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.0,
+        columnspacing=1.5,
+    )
+
+
+def _legend_columns(labels: Sequence[str], width_in: float) -> int:
+    # About 4.3 points a letter, and the handle and gaps beside it.
+    fitting = width_in * 72 / (4.3 * max(map(len, labels)) + 28)
+    return max(1, min(len(labels), int(fitting)))
+
+
+def save(drawing: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.pdf, .png and .svg; equal figures give equal bytes."""
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in METADATA]
+    for path, metadata in zip(paths, METADATA.values(), strict=True):
+        with atomic_path(path) as temporary:
+            drawing.savefig(temporary, metadata=metadata)
+    return paths

@@ -1,0 +1,208 @@
+"""Tables: everything that is reported, computed from rows and head cards, as tidy CSV.
+
+    tables = write_tables(["results/bench/m/asdiv/main.jsonl"], ["results/heads/m/exit4/card.json"], "results/tables")
+
+| file              | one row for each                                    |
+|-------------------|-----------------------------------------------------|
+| `speedup.csv`     | method and baseline: tokens/s, ratio, 95 % interval |
+| `acceptance.csv`  | method: acceptance rate, tokens and drafts a round  |
+| `lossless.csv`    | method: outputs equal to vanilla, ties, others      |
+| `divergences.csv` | output that is not identical to vanilla's           |
+| `time_split.csv`  | method: seconds per token by part                   |
+| `quality.csv`     | method and metric: mean score                       |
+| `rounds.csv`      | method and number of accepted tokens: rounds        |
+| `heads.csv`       | head and task: held-out agreement with the target   |
+
+`columns.py` says what each column means; `speedup.md` is `speedup.csv` for reading. Equal rows give identical bytes:
+rows are sorted by name (`order.py`), numbers have 6 significant digits, the bootstrap has a fixed seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eesd.analysis import rows as row_files
+from eesd.analysis.cards import head_records
+from eesd.analysis.columns import COLUMNS
+from eesd.analysis.markdown import speedup_markdown
+from eesd.analysis.order import BASELINES, sort_frame
+from eesd.analysis.rows import PARTS, Row
+from eesd.analysis.stats import paired_speedup
+from eesd.files import write_atomic
+
+Records = list[dict[str, Any]]
+CELL = ["model", "task", "group"]
+# Whole numbers that may be missing; pandas would turn them into floats.
+NULLABLE = {"position": "Int64", "vanilla_token": "Int64", "token": "Int64"}
+
+
+def write_tables(
+    row_paths: Iterable[Path | str], card_paths: Iterable[Path | str], out_dir: Path | str
+) -> dict[str, pd.DataFrame]:
+    """Read, check and tabulate; writes `out_dir`/*.csv and speedup.md and returns the tables by name."""
+    tables = build_tables(row_files.read_rows(row_paths), card_paths)
+    for name, table in tables.items():
+        write_csv(table, Path(out_dir) / f"{name}.csv")
+    write_atomic(Path(out_dir) / "speedup.md", speedup_markdown(tables["speedup"]))
+    return tables
+
+
+def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict[str, pd.DataFrame]:
+    """All tables of checked rows and head cards, by name."""
+    frame = row_frame(rows)
+    records = {
+        "speedup": _speedup(frame),
+        "acceptance": _acceptance(frame),
+        "lossless": _lossless(frame),
+        "divergences": _divergences(frame),
+        "time_split": _time_split(frame),
+        "quality": _quality(frame),
+        "rounds": _rounds(frame),
+        "heads": head_records(card_paths),
+    }
+    return {name: _table(name, found) for name, found in records.items()}
+
+
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """CSV with 6 significant digits and empty cells for missing values."""
+    write_atomic(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def row_frame(rows: list[Row]) -> pd.DataFrame:
+    """One line a row with the sums that tables need, in canonical order."""
+    records = [
+        {
+            **{
+                field: row[field]
+                for field in (*CELL, "dataset", "method", "item", "repeat", "dtype", "decoding", "lossy")
+            },
+            "tokens": len(row["output_tokens"]),
+            "rounds": row["rounds"],
+            "drafted": row_files.drafted(row),
+            "accepted": row_files.accepted(row),
+            "peer": row_files.is_peer(row),
+            "scores": row["scores"],
+            **{part: row["seconds"][part] for part in (*PARTS, "total")},
+            **{field: row["comparison"].get(field) for field in ("class", "position", "gap", "bound", *NULLABLE)},
+        }
+        for row in rows
+    ]
+    return sort_frame(pd.DataFrame(records), [*CELL, "method", "item", "repeat"])
+
+
+def _table(name: str, records: Records) -> pd.DataFrame:
+    columns = list(COLUMNS[name])
+    table = pd.DataFrame(records, columns=columns)
+    if name == "divergences":
+        table = table.astype(NULLABLE)
+    keys = [column for column in ("model", "task", "group", "baseline", "method", "head", "item") if column in columns]
+    return sort_frame(table, keys)
+
+
+def _cells(
+    frame: pd.DataFrame, by: tuple[str, ...] = (*CELL, "method")
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """(identifying columns, rows) of every method of every cell."""
+    for key, cell in frame.groupby(list(by), sort=False):
+        yield {**dict(zip(by, key, strict=True)), "dataset": cell["dataset"].iloc[0]}, cell
+
+
+def _how(cell: pd.DataFrame) -> dict[str, Any]:
+    return {field: cell[field].iloc[0] for field in ("dtype", "decoding", "lossy")}
+
+
+def _speedup(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, cell in _cells(frame, tuple(CELL)):
+        by_method = dict(iter(cell.groupby("method", sort=False)))
+        for baseline in [name for name in BASELINES if name in by_method]:
+            base = by_method[baseline]
+            for method in [name for name in by_method if name != baseline]:
+                own = by_method[method]
+                records.append({**who, "method": method, "baseline": baseline, **_how(own), **_compare(own, base)})
+    return records
+
+
+def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
+    # Both frames are sorted by item and repeat and checks.py made sure that both have every unit.
+    result = paired_speedup(own["item"], own["tokens"], own["total"], base["tokens"], base["total"])
+    return {
+        "n_items": result.n_items,
+        "n_units": result.n_units,
+        "tokens_per_s": own["tokens"].sum() / own["total"].sum(),
+        "baseline_tokens_per_s": base["tokens"].sum() / base["total"].sum(),
+        "speedup": result.ratio,
+        "ci_low": result.low,
+        "ci_high": result.high,
+        "speedup_mean_of_ratios": result.mean_of_ratios,
+    }
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+def _acceptance(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, own in _cells(frame[~frame["peer"]]):
+        rounds = int(own["rounds"].map(len).sum())
+        drafted = int(own["drafted"].sum())
+        records.append(
+            {
+                **who,
+                "acceptance_rate": _ratio(int(own["accepted"].sum()), drafted),
+                # The first token of every output comes from its prefill, not from a round.
+                "tokens_per_round": _ratio(int(own["tokens"].sum()) - len(own), rounds),
+                "drafted_per_round": _ratio(drafted, rounds),
+                "rounds": rounds,
+                "n_items": own["item"].nunique(),
+            }
+        )
+    return records
+
+
+def _lossless(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, own in _cells(frame[frame["method"] != "vanilla"]):
+        counts = own["class"].value_counts()
+        found = {name: int(counts.get(name, 0)) for name in ("identical", "tie", "different", "not_compared")}
+        records.append({**who, **_how(own), "n_items": own["item"].nunique(), "n_units": len(own), **found})
+    return records
+
+
+def _divergences(frame: pd.DataFrame) -> Records:
+    return frame[frame["class"].isin(["tie", "different"])].to_dict("records")
+
+
+def _time_split(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, own in _cells(frame):
+        tokens = int(own["tokens"].sum())
+        parts = {f"{part}_s": None if own["peer"].any() else own[part].sum() / tokens for part in PARTS}
+        total = own["total"].sum() / tokens
+        records.append({**who, **parts, "total_s": total, "output_tokens": tokens, "n_items": own["item"].nunique()})
+    return records
+
+
+def _quality(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, own in _cells(frame):
+        scores = pd.DataFrame(own["scores"].tolist(), index=own["item"])
+        for metric in sorted(scores.columns):
+            per_item = scores[metric].groupby(level=0).mean()
+            records.append({**who, "metric": metric, "value": per_item.mean(), "n_items": len(per_item)})
+    return records
+
+
+def _rounds(frame: pd.DataFrame) -> Records:
+    records = []
+    for who, own in _cells(frame[~frame["peer"]]):
+        counts = own["rounds"].explode().dropna().map(lambda one: one[1]).value_counts()
+        # Numbers of accepted tokens that never came up are rows too, so that a distribution has no holes.
+        for accepted in range(int(counts.index.max()) + 1 if len(counts) else 0):
+            records.append({**who, "accepted": accepted, "count": int(counts.get(accepted, 0))})
+    return records

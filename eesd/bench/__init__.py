@@ -1,0 +1,1 @@
+"""Measuring: paired units, restartable row files, baselines and the facts about the machine."""

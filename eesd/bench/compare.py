@@ -1,0 +1,93 @@
+"""Token-by-token comparison of a method's greedy output with vanilla's, and the evidence about a first divergence.
+
+A divergence is a `tie` only if, recomputed in float64 from the same weights and prefix, the logits of the two tokens
+differ by less than the rounding error of the run's dtype can explain; otherwise it is `different`, a broken promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+
+from eesd.models.loading import load_target
+from eesd.models.transformer import Transformer
+
+# Rounding matters where argmax is decided: among the most probable tokens.
+CONTENDERS = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an output compares with vanilla's; fields after `kind` describe the first divergence (token None: output
+    ended).
+
+    kind: `baseline`, `identical`, `tie`, `different` or `not_compared` (sampled outputs differ by chance).
+    gap: difference of the two tokens' float64 logits. bound: twice the largest logit error measured for the dtype.
+    """
+
+    kind: str
+    position: int | None = None
+    vanilla_token: int | None = None
+    token: int | None = None
+    gap: float | None = None
+    bound: float | None = None
+
+    def as_row(self) -> dict:
+        """The `comparison` entry of a row."""
+        facts = asdict(self)
+        return {"class": facts.pop("kind"), **facts}
+
+
+def first_divergence(vanilla: Sequence[int], output: Sequence[int]) -> int | None:
+    """Index of the first token that differs, an ended output counting as a difference; None when equal."""
+    pairs = zip_longest(vanilla, output)
+    return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+
+
+class Judge:
+    """Compares outputs of one target; loads the float64 reference only when something diverges."""
+
+    def __init__(self, target: Transformer, model_dir: Path) -> None:
+        self.target, self.model_dir = target, model_dir
+
+    @cached_property
+    def reference(self) -> Transformer:
+        """The same weights in float64."""
+        return load_target(self.model_dir, "float64")
+
+    def compare(self, prompt: Sequence[int], vanilla: Sequence[int], output: Sequence[int]) -> Comparison:
+        """Class of `output` against `vanilla`, with the evidence when they diverge."""
+        position = first_divergence(vanilla, output)
+        if position is None:
+            return Comparison("identical")
+        if position >= min(len(vanilla), len(output)):
+            ended = [tokens[position] if position < len(tokens) else None for tokens in (vanilla, output)]
+            return Comparison("different", position, *ended)
+        gap, bound = self._evidence(prompt, vanilla, position, output[position])
+        kind = "tie" if gap <= bound else "different"
+        return Comparison(kind, position, vanilla[position], output[position], gap, bound)
+
+    @torch.inference_mode()
+    def _evidence(
+        self, prompt: Sequence[int], vanilla: Sequence[int], position: int, token: int
+    ) -> tuple[float, float]:
+        """Float64 logit gap of the two tokens at the divergence, and the bound measured over all positions up to it."""
+        tokens = torch.tensor([[*prompt, *vanilla[:position]]], device=self.target.device)
+        exact = self._logits(self.reference, tokens, len(prompt)).cpu()
+        rounded = self._logits(self.target, tokens, len(prompt)).double().cpu()
+        top = exact.topk(min(CONTENDERS, exact.shape[-1]), -1).indices
+        error = (exact.gather(1, top) - rounded.gather(1, top)).abs().max()
+        gap = (exact[-1, vanilla[position]] - exact[-1, token]).abs()
+        return float(gap), 2 * float(error)
+
+    @staticmethod
+    def _logits(target: Transformer, tokens: torch.Tensor, prompt_tokens: int) -> torch.Tensor:
+        """Logits [generated + 1, vocab] at the last prompt token and every generated one."""
+        # With a cache, so that the engine of the run does the run's arithmetic.
+        hidden = target.run(target.embed(tokens), slice(None), target.new_cache(tokens.shape[1]))
+        return target.logits(hidden[0, prompt_tokens - 1 :])

@@ -1,0 +1,306 @@
+"""What every piece of decoding costs on this machine: the cost table that explains speedups and that replay uses.
+
+    eesd hardware --model resources/models/smollm2-135m --out resources/hardware/here.json --table
+    results/tables/engine.csv eesd hardware --shape llama-2-13b --out resources/hardware/a100-13b.json --table
+    engine-13b.csv     # random weights
+
+All pieces of a context length are timed in turn, round after round in random order, and medians are kept, so that
+drifts of the machine's speed fall on all alike. Before each measurement the caches of the processor are as decoding
+leaves them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eesd.bench import facts
+from eesd.control import Signal, make_controller
+from eesd.drafting.exit_head import ExitHead
+from eesd.errors import EesdError, unknown
+from eesd.files import write_atomic
+from eesd.models.engine import attach_engine, bfloat16_exact
+from eesd.models.loading import load_target
+from eesd.models.shapes import SHAPES, random_target
+from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
+from eesd.progress import progress
+
+QUERIES = tuple(range(1, 17))
+CONTEXTS = (128, 512, 1024, 2048)
+ROUNDS = 15
+DRAFT_ROWS = 8192
+STREAM_BYTES = 1 << 30
+COLUMNS = (
+    "model",
+    "device",
+    "dtype",
+    "path",
+    "query_tokens",
+    "context_tokens",
+    "seconds",
+    "bytes",
+    "bandwidth_share",
+    "engine",
+    "threads",
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of one piece, and the bytes of weights and cache it has to read."""
+
+    path: str
+    query_tokens: int
+    context_tokens: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something to time: `run()` once, reading `bytes`."""
+
+    path: str
+    query_tokens: int
+    run: Callable[[], Any]
+    bytes: int
+
+
+def measure_hardware(
+    model: Path | None,
+    shape: str | None,
+    out: Path,
+    table: Path,
+    exit_layer: int = 4,
+    dtype: str = "auto",
+    contexts: Sequence[int] = CONTEXTS,
+    rounds: int = ROUNDS,
+) -> None:
+    """Time all pieces and write the cost table (JSON) and `engine.csv`; give a model folder or the name of a shape."""
+    target, name = _target(model, shape, dtype)
+    engine = attach_engine(target)
+    if not 1 <= exit_layer < target.config.num_layers:
+        raise EesdError(f"exit_layer must lie between 1 and {target.config.num_layers - 1}, not {exit_layer}.")
+    limit = target.config.max_positions
+    contexts = [context for context in contexts if context + max(QUERIES) <= limit]
+    bench = Pieces(target, exit_layer)
+    peer = _peer(model, target) if model else None
+    bandwidth, matmul = read_bandwidth(target.device), matmul_rate(target.device, target.dtype)
+    costs = []
+    with progress(f"hardware {name}", len(contexts) * rounds, "round") as bar, torch.inference_mode():
+        for context in contexts:
+            pieces = bench.at(context) + ([peer(context)] if peer else [])
+            costs += time_pieces(pieces, context, rounds, target.device, bar.update)
+    header = {
+        "model": name,
+        "device": facts.device_name(str(target.device)),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "engine": engine.name,
+        "threads": torch.get_num_threads(),
+    }
+    extra = {
+        "exit_layer": exit_layer,
+        "draft_rows": bench.draft_rows,
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "matmul_flops_per_s": matmul,
+        "controller_step_s": controller_step(),
+        "versions": facts.versions(),
+        "commit": facts.commit(),
+    }
+    write_atomic(out, json.dumps({**header, **extra, "costs": [asdict(cost) for cost in costs]}, indent=1) + "\n")
+    write_atomic(table, _csv(header, costs, bandwidth))
+
+
+def _target(model: Path | None, shape: str | None, dtype: str) -> tuple[Transformer, str]:
+    if (model is None) == (shape is None):
+        raise EesdError("Give either --model FOLDER or --shape NAME.")
+    if model is not None:
+        return load_target(model, dtype), model.name
+    if shape not in SHAPES:
+        raise unknown("shape", shape, SHAPES)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": torch.bfloat16}
+    if dtype not in kinds:
+        raise unknown("dtype", dtype, kinds)
+    return random_target(SHAPES[shape], kinds[dtype], device), shape
+
+
+class Pieces:
+    """The pieces of one target at any context length, with an untrained exit head of the usual size."""
+
+    def __init__(self, target: Transformer, exit_layer: int) -> None:
+        self.target, self.exit_layer = target, exit_layer
+        self.draft_rows = min(DRAFT_ROWS, target.config.vocab_size)
+        rows = torch.arange(self.draft_rows, device=target.device)
+        self.head = (
+            ExitHead(target.config, rows).to(target.device, torch.bfloat16).to(target.dtype).requires_grad_(False)
+        )
+        if target.engine:
+            target.engine.pack(self.head.layer)
+            target.engine.pack(self.head.head.weight)
+
+    def at(self, context: int) -> list[Piece]:
+        """All pieces with `context` tokens in the cache before the query."""
+        target, cut = self.target, self.exit_layer
+        cache = target.new_cache(context + max(QUERIES))
+        cache.keys.normal_()
+        cache.values.normal_()
+        exit_cache = target.new_cache(context + max(QUERIES), num_layers=1)
+        states = {
+            k: torch.randn(1, k, target.config.hidden_size, device=target.device).to(target.dtype) for k in QUERIES
+        }
+        token = torch.zeros((1, 1), dtype=torch.long, device=target.device)
+
+        def layers(part: slice, k: int) -> Tensor:
+            return target.run(states[k], part, cache, context)
+
+        def vanilla() -> Tensor:
+            return target.logits(target.run(target.embed(token), slice(None), cache, context)[0]).argmax(-1)
+
+        def verify(part: slice, k: int) -> Tensor:
+            return target.logits(layers(part, k)[0]).argmax(-1)
+
+        def exit_step() -> Tensor:
+            return run_layers([self.head.layer], target.rotary, states[1], [exit_cache.layer(0)], context)
+
+        def draft_head() -> Tensor:
+            return head_logits(states[1][0], self.head.norm, self.head.head.weight).softmax(-1).argmax(-1)
+
+        def draft() -> Tensor:
+            state = target.run(target.embed(token), slice(0, cut), cache, context)
+            return self.head.step(state, target.rotary, exit_cache, context).softmax(-1).argmax(-1)
+
+        depth = target.config.num_layers
+        all_layers, first = self._layers(depth, context), self._layers(cut, context)
+        exit_bytes, draft_bytes = self._layers(1, context, self.head.layer), stored_bytes(self.head.head.weight)
+        full_head = stored_bytes(target.head_weight)
+        pieces = [
+            Piece("vanilla", 1, vanilla, all_layers + full_head),
+            Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first),
+            Piece("exit_layer", 1, exit_step, exit_bytes),
+            Piece("draft_head", 1, draft_head, draft_bytes),
+            Piece("draft", 1, draft, first + exit_bytes + draft_bytes),
+            Piece("full_head", 1, lambda: target.logits(states[1][0]).argmax(-1), full_head),
+        ]
+        for k in QUERIES:
+            rest = all_layers - first + full_head
+            pieces.append(Piece("verify", k, lambda k=k: verify(slice(None), k), all_layers + full_head))
+            pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(slice(cut, None), k), rest))
+        return pieces
+
+    def _layers(self, count: int, context: int, layer: Layer | None = None) -> int:
+        """Bytes of `count` layers: weights, and the keys and values of the context."""
+        config, layer = self.target.config, layer or self.target.layers[0]
+        cached = 2 * context * config.num_kv_heads * config.head_dim * self.target.dtype.itemsize
+        return count * (sum(stored_bytes(weight) for weight in layer.parameters()) + cached)
+
+
+def stored_bytes(weight: Tensor) -> int:
+    """Bytes that are read for a weight: the engine keeps it in bfloat16 where that is exact."""
+    packed = weight.device.type == "cpu" and weight.dim() > 1 and bfloat16_exact(weight)
+    return weight.numel() * (2 if packed else weight.dtype.itemsize)
+
+
+def time_pieces(
+    pieces: Sequence[Piece], context: int, rounds: int, device: torch.device, tick: Callable[[], Any]
+) -> list[Cost]:
+    """Median seconds of every piece over `rounds` rounds, each in its own random order."""
+    seconds: dict[int, list[float]] = {i: [] for i in range(len(pieces))}
+    rng = random.Random(0)
+    for piece in pieces:
+        piece.run()
+    for _ in range(rounds):
+        for i in rng.sample(range(len(pieces)), len(pieces)):
+            _wait(device)
+            began = perf_counter()
+            pieces[i].run()
+            _wait(device)
+            seconds[i].append(perf_counter() - began)
+        tick()
+    return [
+        Cost(piece.path, piece.query_tokens, context, statistics.median(seconds[i]), piece.bytes)
+        for i, piece in enumerate(pieces)
+    ]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def read_bandwidth(device: torch.device, repeats: int = 9) -> float:
+    """Bytes per second of summing a gigabyte: the bound of everything that has to read its weights."""
+    data = torch.ones(STREAM_BYTES // 4, device=device)
+    return STREAM_BYTES / _best(lambda: data.sum(), device, repeats)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations per second of a square product, the bound of prefill and of many query rows."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _best(lambda: a @ a, device, 5)
+
+
+def _best(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        began = perf_counter()
+        run()
+        _wait(device)
+        times.append(perf_counter() - began)
+    return min(times[1:])
+
+
+def controller_step(steps: int = 2000) -> float:
+    """Seconds of one decision of Beta-TS."""
+    controller = make_controller({"name": "beta_ts"})
+    signal = Signal(1, 0.5, 0.5, 1.0)
+    began = perf_counter()
+    for _ in range(steps):
+        controller.keep_drafting(signal)
+    return (perf_counter() - began) / steps
+
+
+def _peer(model: Path, target: Transformer) -> Callable[[int], Piece]:
+    """One token of the Hugging Face model with its own cache: what `generate` spends on the model alone."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    reference: nn.Module = AutoModelForCausalLM.from_pretrained(model, dtype=target.dtype, local_files_only=True)
+    reference = reference.to(target.device).eval()
+    size = sum(p.numel() * p.element_size() for p in reference.parameters())
+
+    def at(context: int) -> Piece:
+        cache = DynamicCache(config=reference.config)
+        ids = torch.zeros((1, context), dtype=torch.long, device=target.device)
+        reference(ids, past_key_values=cache, use_cache=True)
+
+        def step() -> Tensor:
+            logits = reference(ids[:, :1], past_key_values=cache, use_cache=True).logits[0, -1].argmax(-1)
+            cache.crop(-1)
+            return logits
+
+        return Piece("hf_forward", 1, step, size)
+
+    return at
+
+
+def _csv(header: dict[str, Any], costs: Sequence[Cost], bandwidth: float) -> str:
+    """`engine.csv`: one row a piece; `bandwidth_share` is the time its bytes need over the time it took."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for cost in costs:
+        share = cost.bytes / bandwidth / cost.seconds
+        writer.writerow({**header, **asdict(cost), "seconds": f"{cost.seconds:.6g}", "bandwidth_share": f"{share:.4g}"})
+    return stream.getvalue()

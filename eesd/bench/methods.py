@@ -1,0 +1,71 @@
+"""From a method of the configuration to something that generates: vanilla, a drafter with its controller, or a peer
+library.
+
+method = build_method("eesd", settings, target, model_dir)
+generation = method(prompt_ids, seed=0, max_new_tokens=128)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eesd.bench.peers import PEERS
+from eesd.control import make_controller
+from eesd.decoding.generate import Generation, OnTokens, generate
+from eesd.decoding.sampling import Sampling
+from eesd.drafting import DRAFTERS
+from eesd.errors import EesdError
+from eesd.files import sha256_file
+from eesd.models.cache import KVCache
+from eesd.models.special import fingerprint
+from eesd.models.transformer import Transformer
+
+Method = Callable[..., Generation]
+
+
+def build_method(
+    name: str,
+    settings: Mapping[str, Any],
+    target: Transformer,
+    model_dir: Path,
+    sampling: Sampling,
+    eos: Collection[int],
+    cache: KVCache | None = None,
+) -> Method:
+    """A function (prompt, seed, max_new_tokens, on_tokens=None) -> Generation for one configured method."""
+    if "peer" in settings:
+        peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos)
+        return peer.generate
+    drafter = controller = None
+    if "drafter" in settings:
+        if "controller" not in settings:
+            raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
+        drafter = DRAFTERS[settings["drafter"]].build(settings, target, fingerprint(model_dir))
+        controller = make_controller(settings["controller"])
+
+    def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:
+        return generate(
+            target,
+            prompt,
+            drafter=drafter,
+            controller=controller,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            eos=eos,
+            seed=seed,
+            cache=cache,
+            on_tokens=on_tokens,
+        )
+
+    return run
+
+
+def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything a method's rows depend on: its settings and, with a trained head, the hash of its weights."""
+    identity = dict(settings)
+    if "head_path" in settings:
+        weights = Path(settings["head_path"]) / "head.safetensors"
+        identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
+    return identity

@@ -1,0 +1,181 @@
+"""The benchmark of one (model, task, group): paired units, every method back to back in seeded random order.
+
+    python -m eesd bench --model resources/models/smollm2-135m --settings '{"task": "asdiv", ...}' \
+        --out results/bench/smollm2-135m/asdiv/main.jsonl
+
+A speedup is a ratio inside a unit, so drifts of the machine's speed cancel. Warm-up generations are dropped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+
+from eesd.bench import facts
+from eesd.bench.compare import Comparison, Judge
+from eesd.bench.methods import Method, build_method, method_identity
+from eesd.bench.records import SCHEMA, Row, RowFile
+from eesd.decoding.generate import Generation
+from eesd.decoding.sampling import Sampling
+from eesd.errors import EesdError
+from eesd.files import settings_hash
+from eesd.models.engine import attach_engine
+from eesd.models.loading import load_target, load_tokenizer
+from eesd.models.special import eos_ids
+from eesd.models.transformer import Transformer
+from eesd.progress import progress
+from eesd.tasks import TASKS, DataSource, Item, encode_prompt
+
+BASELINE = "vanilla"
+WARMUP_TOKENS = 16
+PARTS = ("prefill", "draft", "verify", "control", "other", "total")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An item with the token ids its prompt becomes."""
+
+    item: Item
+    tokens: list[int]
+
+
+class Bench:
+    """Everything that stays the same over the units of one (model, task, group)."""
+
+    def __init__(self, model_dir: Path, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        if settings["threads"]:
+            torch.set_num_threads(settings["threads"])
+        self.task = TASKS[settings["task"]]
+        self.target: Transformer = load_target(model_dir, settings["dtype"])
+        self.engine = attach_engine(self.target)
+        self.tokenizer = load_tokenizer(model_dir)
+        self.sampling = Sampling(settings["temperature"])
+        self.prompts = self._select_prompts()
+        self.judge = Judge(self.target, model_dir)
+        eos = eos_ids(model_dir, self.tokenizer)
+        cache = self.target.new_cache(max(len(prompt.tokens) for prompt in self.prompts) + settings["max_new_tokens"])
+        self.identities = {name: self._identity(method) for name, method in settings["methods"].items()}
+        self.methods: dict[str, Method] = {
+            name: build_method(name, method, self.target, model_dir, self.sampling, eos, cache)
+            for name, method in settings["methods"].items()
+        }
+
+    def _identity(self, method: Mapping[str, Any]) -> dict[str, Any]:
+        """What rows of a method depend on, decoding settings included."""
+        shared = {key: self.settings[key] for key in ("max_new_tokens", "temperature", "dtype")}
+        return {**method_identity(method), **shared, "threads": torch.get_num_threads()}
+
+    def _select_prompts(self) -> list[Prompt]:
+        """The first evaluation items whose prompt fits `max_prompt_tokens`; longer ones are left out, never cut."""
+        source = DataSource.of(self.settings)
+        prompts = []
+        for item in self.task.items("evaluation", source):
+            tokens = encode_prompt(self.tokenizer, item.prompt)
+            if len(tokens) <= self.settings["max_prompt_tokens"]:
+                prompts.append(Prompt(item, tokens))
+            if len(prompts) == self.settings["prompts"]:
+                return prompts
+        raise EesdError(
+            f"Task {self.settings['task']} has {len(prompts)} evaluation prompts of at most "
+            f"{self.settings['max_prompt_tokens']} tokens, but {self.settings['prompts']} are asked for. "
+            "Lower `prompts` or raise `max_prompt_tokens` of the group."
+        )
+
+    def warm_up(self) -> None:
+        """Run every method a few tokens far, so that no unit pays for first calls."""
+        for _ in range(self.settings["warmup"]):
+            for method in self.methods.values():
+                method(self.prompts[0].tokens, seed=0, max_new_tokens=WARMUP_TOKENS)
+
+    def run_unit(self, prompt: Prompt, repeat: int) -> list[Row]:
+        """All methods on one prompt, in an order drawn from (item, repeat); rows in that order."""
+        seed = crc32(f"{prompt.item.id}/{repeat}".encode())
+        order = list(self.methods)
+        random.Random(seed).shuffle(order)
+        outputs = {
+            name: self.methods[name](prompt.tokens, seed=seed, max_new_tokens=self.settings["max_new_tokens"])
+            for name in order
+        }
+        rows = []
+        for position, name in enumerate(order):
+            comparison = self._compare(prompt, name, outputs)
+            rows.append(self._row(prompt, repeat, name, position, seed, outputs[name], comparison))
+        return rows
+
+    def _compare(self, prompt: Prompt, name: str, outputs: Mapping[str, Generation]) -> Comparison:
+        if name == BASELINE:
+            return Comparison("baseline")
+        if not self.sampling.greedy:
+            return Comparison("not_compared")
+        return self.judge.compare(prompt.tokens, outputs[BASELINE].tokens, outputs[name].tokens)
+
+    def _row(
+        self, prompt: Prompt, repeat: int, name: str, order: int, seed: int, output: Generation, comparison: Comparison
+    ) -> Row:
+        text = self.tokenizer.decode(output.tokens, skip_special_tokens=True)
+        device = str(self.target.device)
+        return {
+            "schema": SCHEMA,
+            "model": self.settings["model"],
+            "task": self.settings["task"],
+            "dataset": prompt.item.dataset,
+            "group": self.settings["group"],
+            "method": name,
+            "item": prompt.item.id,
+            "repeat": repeat,
+            "order": order,
+            "seed": seed,
+            "decoding": "greedy" if self.sampling.greedy else "sampled",
+            "temperature": self.sampling.temperature,
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": device,
+            "device_name": facts.device_name(device),
+            "engine": "transformers" if "peer" in self.settings["methods"][name] else self.engine.name,
+            "threads": torch.get_num_threads(),
+            "settings": self.identities[name],
+            "settings_hash": settings_hash(self.identities[name]),
+            "prompt_tokens": prompt.tokens,
+            "output_tokens": output.tokens,
+            "text": text,
+            "finish": output.finish,
+            "rounds": [[r.drafted, r.accepted, r.stop] for r in output.rounds],
+            "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
+            "lossy": False,
+            "scores": self.task.score(text, prompt.item),
+            "comparison": comparison.as_row(),
+            "versions": facts.versions(),
+            "commit": facts.commit(),
+            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 7)
+
+
+def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
+    """Measure every unit that is missing, then give the file its final name."""
+    if BASELINE not in settings["methods"]:
+        raise EesdError(
+            f"Group {settings['group']} has no method '{BASELINE}', the baseline of all comparisons. Add it."
+        )
+    bench = Bench(model_dir, settings)
+    rows = RowFile(out, {name: settings_hash(identity) for name, identity in bench.identities.items()})
+    units = [(prompt, repeat) for repeat in range(settings["repeats"]) for prompt in bench.prompts]
+    missing = [(prompt, repeat) for prompt, repeat in units if (prompt.item.id, repeat) not in rows.done]
+    if missing:
+        bench.warm_up()
+    title = f"bench {settings['group']}/{settings['task']}"
+    with progress(title, len(units), "unit", initial=len(units) - len(missing)) as bar:
+        for prompt, repeat in missing:
+            rows.append(bench.run_unit(prompt, repeat))
+            bar.update()
+    rows.finish()

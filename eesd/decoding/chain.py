@@ -1,0 +1,54 @@
+"""A chain of drafted tokens in the making: draws each token, asks the controller, keeps count."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from eesd.control import Controller, Signal
+from eesd.decoding.sampling import Sampling, draw
+
+
+class Chain:
+    """Handed to the drafter, which calls `extend` with draft logits until `stop` is set.
+
+    tokens: drafted ids. laws: q of each token [rows], empty when greedy.
+    stop: why drafting ended: `controller`, `k_max`, `length` (the output's budget), `none` (nothing may be drafted).
+    control_s: seconds spent inside the controller.
+    """
+
+    def __init__(
+        self, controller: Controller | None, budget: int, sampling: Sampling, generator: torch.Generator | None
+    ) -> None:
+        k_max = controller.k_max if controller else 0
+        self.controller, self.sampling, self.generator = controller, sampling, generator
+        self.limit = min(budget, k_max)
+        self.at_limit = "length" if budget < k_max else "k_max"
+        self.tokens: list[int] = []
+        self.laws: list[Tensor] = []
+        self.stop = "" if self.limit else "none"
+        self.control_s = 0.0
+
+    def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
+        """Add and return the token that draft logits [rows] give; row r is token `vocabulary[r]`, or r itself."""
+        greedy = self.sampling.greedy
+        law = logits.softmax(-1) if greedy else self.sampling.probabilities(logits)
+        row = int(law.argmax()) if greedy else draw(law, self.generator)
+        if not greedy:
+            self.laws.append(law)
+        self.tokens.append(row if vocabulary is None else int(vocabulary[row]))
+        if len(self.tokens) == self.limit:
+            self.stop = self.at_limit
+        elif not self._ask(law, row):
+            self.stop = "controller"
+        return self.tokens[-1]
+
+    def _ask(self, law: Tensor, row: int) -> bool:
+        entropy = torch.special.entr(law).sum()
+        confidence, probability, entropy = torch.stack((law.max(), law[row], entropy)).tolist()
+        began = perf_counter()
+        go_on = self.controller.keep_drafting(Signal(len(self.tokens), confidence, probability, entropy))
+        self.control_s += perf_counter() - began
+        return go_on

@@ -1,0 +1,197 @@
+"""The decode loop: every method goes through it, vanilla decoding being the one with nothing drafted.
+
+    generation = generate(target, prompt_ids, drafter=drafter, controller=controller, max_new_tokens=128, eos={2})
+
+A round drafts a chain after the last accepted token, verifies it in one pass of the target's remaining layers, and
+ends with one token of the target's own: a correction after a rejected token, a bonus after an accepted chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from eesd.control import Controller
+from eesd.decoding.chain import Chain
+from eesd.decoding.sampling import Sampling, accept_greedy, accept_sampled, draw
+from eesd.drafting import Drafter
+from eesd.errors import EesdError
+from eesd.models.cache import KVCache
+from eesd.models.transformer import Transformer
+
+GREEDY = Sampling()
+OnTokens = Callable[[Sequence[int], str], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One draft and its verification; `accepted` counts drafted tokens only, without the target's own."""
+
+    drafted: int
+    accepted: int
+    stop: str
+
+
+@dataclass
+class Generation:
+    """What one generation leaves behind. `finish` is `eos` or `length`; `seconds` is split by part of the loop."""
+
+    tokens: list[int]
+    rounds: list[Round]
+    finish: str
+    seconds: dict[str, float]
+
+
+@dataclass
+class Clock:
+    """Seconds by part of the loop; waits for the device at every lap, so each part pays for its own work."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("prefill", "draft", "verify", "control"), 0.0)
+    )
+
+    def __post_init__(self) -> None:
+        self.began = self.last = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Book the time since the last lap on `part`."""
+        now = self._now()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    def finish(self) -> dict[str, float]:
+        """All parts, `other` (bookkeeping between them) and `total`."""
+        total = self._now() - self.began
+        return {**self.seconds, "other": total - sum(self.seconds.values()), "total": total}
+
+
+@torch.inference_mode()
+def generate(
+    target: Transformer,
+    prompt: Sequence[int],
+    *,
+    drafter: Drafter | None = None,
+    controller: Controller | None = None,
+    sampling: Sampling = GREEDY,
+    max_new_tokens: int = 128,
+    eos: Collection[int] = (),
+    seed: int = 0,
+    cache: KVCache | None = None,
+    on_tokens: OnTokens | None = None,
+) -> Generation:
+    """Continue `prompt` (token ids) until the first end-of-sequence token or `max_new_tokens`.
+
+    The law of the output is the target's own whatever the drafter: token by token its argmax when greedy. `cache` is
+    reused if it is large enough. `on_tokens(ids, kind)` is told of tokens as they are settled: `target` for the
+    target's own, `accepted` for drafted ones. Raises EesdError when the prompt is empty or does not fit the model's
+    context.
+    """
+    _check_length(target, prompt, max_new_tokens)
+    if (drafter is None) != (controller is None):
+        raise EesdError("A drafter and a controller go together: give both, or neither for vanilla decoding.")
+    generator = torch.Generator(target.device).manual_seed(seed)
+    if controller:
+        controller.reset(seed)
+    if cache is None or cache.capacity < len(prompt) + max_new_tokens:
+        cache = target.new_cache(len(prompt) + max_new_tokens)
+    clock = Clock(target.device)
+    output = Output(max_new_tokens, frozenset(eos), on_tokens)
+    logits = _prefill(target, prompt, cache, drafter)
+    first = accept_greedy([], logits)[1] if sampling.greedy else draw(sampling.probabilities(logits[0]), generator)
+    output.add([first], 0)
+    clock.lap("prefill")
+
+    rounds = []
+    while not output.finish:
+        slot = len(prompt) + len(output.tokens) - 1
+        chain = Chain(controller, output.budget - 1, sampling, generator)
+        states = drafter.draft(chain, output.tokens[-1], slot) if drafter else None
+        clock.lap("draft")
+        states, logits = _verify(target, [output.tokens[-1], *chain.tokens], states, slot, cache, drafter)
+        if sampling.greedy:
+            accepted, token = accept_greedy(chain.tokens, logits)
+        else:
+            laws = sampling.probabilities(logits)
+            accepted, token = accept_sampled(chain.tokens, chain.laws, drafter and drafter.vocabulary, laws, generator)
+        if drafter:
+            drafter.accept(accepted, states)
+        clock.lap("verify")
+        if controller:
+            controller.update(len(chain.tokens), accepted)
+        clock.lap("control")
+        clock.seconds["control"] += chain.control_s
+        clock.seconds["draft"] -= chain.control_s
+        rounds.append(Round(len(chain.tokens), accepted, chain.stop))
+        output.add([*chain.tokens[:accepted], token], accepted)
+    return Generation(output.tokens, rounds, output.finish, clock.finish())
+
+
+class Output:
+    """Settled tokens with the one rule of ending: the first end-of-sequence token, else exactly `limit` tokens."""
+
+    def __init__(self, limit: int, eos: frozenset[int], on_tokens: OnTokens | None) -> None:
+        self.limit, self.eos, self.on_tokens = limit, eos, on_tokens
+        self.tokens: list[int] = []
+        self.finish = ""
+
+    @property
+    def budget(self) -> int:
+        """Tokens that may still come."""
+        return self.limit - len(self.tokens)
+
+    def add(self, tokens: list[int], accepted: int) -> None:
+        """Append a round's tokens, the first `accepted` of them drafted, and cut after an end of sequence."""
+        end = next((i for i, token in enumerate(tokens) if token in self.eos), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        self.tokens += kept
+        if end is not None:
+            self.finish = "eos"
+        elif self.budget <= 0:
+            self.finish = "length"
+        if self.on_tokens:
+            for part, kind in ((kept[:accepted], "accepted"), (kept[accepted:], "target")):
+                if part:
+                    self.on_tokens(part, kind)
+
+
+def _check_length(target: Transformer, prompt: Sequence[int], max_new_tokens: int) -> None:
+    if not prompt or max_new_tokens < 1:
+        raise EesdError("Decoding needs a prompt of at least one token and max_new_tokens of at least 1.")
+    limit = target.config.max_positions
+    if len(prompt) + max_new_tokens > limit:
+        raise EesdError(
+            f"The prompt has {len(prompt)} tokens; with max_new_tokens {max_new_tokens} that exceeds the model's "
+            f"context of {limit}. Shorten the prompt or lower max_new_tokens."
+        )
+
+
+def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, drafter: Drafter | None) -> Tensor:
+    """Run the prompt through all layers; logits [1, vocab] after its last token."""
+    cut = drafter.exit_layer if drafter else 0
+    states = target.embed(torch.tensor([prompt], device=target.device))
+    states = target.run(states, slice(0, cut), cache)
+    if drafter:
+        drafter.begin(target, cache, states)
+    return target.logits(target.run(states, slice(cut, None), cache)[0, -1:])
+
+
+def _verify(
+    target: Transformer, tokens: list[int], states: Tensor | None, slot: int, cache: KVCache, drafter: Drafter | None
+) -> tuple[Tensor, Tensor]:
+    """Run the layers a draft has not had; states [1, n, hidden] at the exit and logits [n, vocab] for the n tokens."""
+    cut = drafter.exit_layer if drafter else 0
+    done = 0 if states is None else states.shape[1]
+    rest = target.embed(torch.tensor([tokens[done:]], device=target.device))
+    rest = target.run(rest, slice(0, cut), cache, slot + done)
+    states = rest if states is None else torch.cat((states, rest), 1)
+    return states, target.logits(target.run(states, slice(cut, None), cache, slot)[0])

@@ -1,0 +1,353 @@
+"""The fast CPU path: layers and heads as one C++ call each, built on the user's machine and attached to a model.
+
+    engine = attach_engine(target)        # packs the weights once; target.run and target.logits now use it
+    engine.pack(exit_layer)               # anything else that decodes: layers, and
+    engine.pack(draft_head.weight)        # weights [rows, hidden] for `head_logits` and `linear`
+    engine.name                           # "cpp-avx2", or "torch (no compiler)": goes into every row
+
+Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else in float32. In a bfloat16 model the
+states between layers and the cache are bfloat16, all inside a layer and the logits float32. A row's numbers depend
+neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit.
+Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no
+cache) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from eesd.errors import EesdError, unknown
+from eesd.models.kernels import BuildError, build, load
+from eesd.models.kernels.packing import Arena, bfloat16_exact, panels, vector
+from eesd.models.transformer import LayerCaches
+
+if TYPE_CHECKING:
+    from eesd.models.cache import LayerCache
+    from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer
+
+# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core.
+BLOCK_ROWS = 64
+LARGEST_HEAD_DIM = 256
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Matrix(Structure):
+    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32), ("is_bf16", c_int32)]
+
+
+class _Layer(Structure):
+    _fields_ = [(name, _Matrix) for name in ("qkv", "o", "gate_up", "down")] + [
+        (name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm")
+    ]
+
+
+class _Shape(Structure):
+    _fields_ = [(name, c_int32) for name in ("hidden", "heads", "kv_heads", "dim", "intermediate")] + [
+        ("eps", c_float),
+        ("is_bf16", c_int32),
+    ]
+
+
+class _Call(Structure):
+    _fields_ = [
+        ("input", c_void_p),
+        ("output", c_void_p),
+        ("batch", c_int32),
+        ("seq", c_int32),
+        ("window", c_int32),
+        ("slots", c_void_p),
+        ("positions", c_void_p),
+        ("mask", c_void_p),
+        ("mask_stride", c_int64),
+        ("cosine", c_void_p),
+        ("sine", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_layer", c_int64),
+        ("key_batch", c_int64),
+        ("key_head", c_int64),
+        ("threads", c_int32),
+    ]
+
+
+# ---- packing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights as the kernels read them, with the versions of the tensors they came from."""
+
+    engine: Engine
+    struct: Structure
+    keep: list[Tensor]
+    sources: tuple[Tensor, ...]  # of a layer; empty for a single weight, which would refer to itself
+    versions: list[int]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copied or unpickled layer is not packed
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """Counters that every change in place raises (an optimiser's step, loading a state)."""
+    return [t._version for t in tensors]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same between calls with the same layers."""
+
+    packs: list[Packed]
+    sources: list[Tensor]
+    versions: list[int]
+    shape: _Shape
+    structs: Any
+
+
+# ---- the engine -----------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The kernels, or (library None) a stand-in that leaves every call to torch and says why in `name` and `reason`."""
+
+    def __init__(self, library: ctypes.PyDLL | None, name: str, reason: str = "") -> None:
+        self.library, self.name, self.reason = library, name, reason
+        self.panel = library.eesd_panel() if library else 0
+        self._arena = Arena()
+        self._angles: tuple[Any, Tensor, Tensor] | None = None
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def pack(self, what: Layer | Tensor) -> None:
+        """Take over a layer, or a weight [rows, hidden] for `head_logits` and `linear`; again when it has changed."""
+        weights = [what] if isinstance(what, Tensor) else list(what.parameters())
+        if any(w.is_inference() for w in weights):
+            raise EesdError(
+                "Weights made under inference_mode keep no version, so changes would go unseen. Load them outside."
+            )
+        if self.library is None or any(w.device.type != "cpu" or w.dtype not in DTYPES for w in weights):
+            return
+        keep: list[Tensor] = []
+        with torch.no_grad():
+            struct = self._matrix(what, None, keep) if isinstance(what, Tensor) else self._layer(what, keep)
+        sources = () if isinstance(what, Tensor) else tuple(weights)
+        what.packed = Packed(self, struct, keep, sources, _versions(weights))
+
+    def _matrix(self, weight: Tensor, bias: Tensor | None, keep: list[Tensor], parts: int = 1) -> _Matrix:
+        """`parts` > 1: that many equal weights lie on top of each other, and their panels are to alternate."""
+        weight = weight.detach()
+        exact = bfloat16_exact(weight)
+        packed = [panels(w.bfloat16() if exact else w.float(), self.panel) for w in weight.chunk(parts)]
+        data = self._arena.copy(torch.stack(packed, 1) if parts > 1 else packed[0])
+        keep.append(data)
+        address = None
+        if bias is not None:
+            keep.append(vector(bias, self.panel))
+            address = keep[-1].data_ptr()
+        outputs = data.shape[0] * parts * self.panel if parts > 1 else weight.shape[0]
+        return _Matrix(data.data_ptr(), address, outputs, weight.shape[1], exact)
+
+    def _layer(self, layer: Layer, keep: list[Tensor]) -> _Layer:
+        def norm(name: str) -> int | None:
+            module = getattr(layer, name, None)
+            if module is None:
+                return None
+            keep.append(vector(module.weight))
+            return keep[-1].data_ptr()
+
+        def matrix(linear: torch.nn.Linear, parts: int = 1) -> _Matrix:
+            return self._matrix(linear.weight, linear.bias, keep, parts)
+
+        matrices = matrix(layer.qkv), matrix(layer.o), matrix(layer.gate_up, 2), matrix(layer.down)
+        return _Layer(*matrices, norm("attn_norm"), norm("mlp_norm"), norm("q_norm"), norm("k_norm"))
+
+    # ---- calls ----
+
+    def run_layers(
+        self,
+        layers: Sequence[Layer],
+        rotary: Rotary,
+        hidden: Tensor,
+        caches: Sequence[LayerCache | None],
+        slots: int | Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor | None:
+        """As `transformer.run_layers`; None where the call is not for the engine."""
+        if torch.is_grad_enabled() or hidden.device.type != "cpu" or hidden.dtype not in DTYPES or hidden.numel() == 0:
+            return None
+        if not isinstance(caches, LayerCaches):  # separate caches: the kernels want one stride from layer to layer
+            if any(cache is None for cache in caches):
+                return None
+            for layer, (keys, values) in zip(layers, caches, strict=True):
+                ranged = LayerCaches(keys[None], values[None])
+                hidden = self.run_layers([layer], rotary, hidden, ranged, slots, positions, mask)
+                if hidden is None:
+                    return None
+            return hidden
+        plan = self._plan(layers, hidden.dtype)
+        if plan is None or not _fits(caches.keys, caches.values, hidden.dtype):
+            return None
+        batch, seq, size = hidden.shape
+        if mask is not None:
+            mask = _dense(mask, batch, seq)
+            if mask is None:
+                return None
+        slot_list = _integers(slots, batch, seq)
+        position_list = slot_list if positions is None else _integers(positions, batch, seq)
+        if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.keys.shape[3]:
+            return None
+        cosine, sine = self._table(rotary, max(position_list) + 1)
+        hidden = hidden.contiguous()
+        output = torch.empty_like(hidden)
+        width = hidden.element_size()
+        key_layer, key_batch, key_head = caches.keys.stride()[:3]
+        call = _Call(
+            window=layers[0].config.window or 0,
+            mask_stride=0 if mask is None else mask.shape[2],
+            cosine=cosine.data_ptr(),
+            sine=sine.data_ptr(),
+            key_layer=key_layer * width,
+            key_batch=key_batch,
+            key_head=key_head,
+            threads=torch.get_num_threads(),
+        )
+        inputs, outputs, keys, values = (t.data_ptr() for t in (hidden, output, caches.keys, caches.values))
+        for first, last, batches in _blocks(batch, seq):
+            rows, row_offset, cache_offset = last - first, first * size * width, first // seq * key_batch * width
+            numbers = (c_int32 * (2 * rows))(*slot_list[first:last], *position_list[first:last])
+            call.batch, call.seq = batches, rows // batches
+            call.input, call.output = inputs + row_offset, outputs + row_offset
+            call.slots = ctypes.addressof(numbers)
+            call.positions = call.slots + 4 * rows
+            call.mask = None if mask is None else mask.data_ptr() + first * mask.shape[2]
+            call.keys, call.values = keys + cache_offset, values + cache_offset
+            self.library.eesd_run_layers(ctypes.byref(plan.shape), plan.structs, len(layers), ctypes.byref(call))
+        return output
+
+    def _plan(self, layers: Sequence[Layer], dtype: torch.dtype) -> Plan | None:
+        """Sizes, and pointers to the packed layers; None if a layer is not packed or has changed since."""
+        packs = [layer.packed for layer in layers]
+        key = (dtype, *map(id, packs))
+        plan = self._plans.get(key)  # keeps its packs alive, so their ids stay theirs
+        if plan is None:
+            if not all(pack and pack.engine is self for pack in packs):
+                return None
+            if len(self._plans) > 64:
+                self._plans.clear()
+            sources = [source for pack in packs for source in pack.sources]
+            versions = [version for pack in packs for version in pack.versions]
+            structs = (c_void_p * len(packs))(*(ctypes.addressof(pack.struct) for pack in packs))
+            plan = self._plans[key] = Plan(packs, sources, versions, _shape(layers[0].config, dtype), structs)
+        return plan if _versions(plan.sources) == plan.versions else None
+
+    def _table(self, rotary: Rotary, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [positions, head_dim] in float32 whatever the model's dtype."""
+        if self._angles is None or self._angles[0] is not rotary or len(self._angles[1]) < length:
+            self._angles = rotary, *rotary.build(max(length, 512), torch.float32, "cpu")
+        return self._angles[1:]
+
+    def head_logits(self, hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor | None:
+        """Float32 logits [.., rows] of states [.., hidden] behind a norm; None where the call is not for the engine."""
+        return self._product(hidden, weight, norm)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """x times weight [rows, hidden], in float32; None where the call is not for the engine."""
+        return self._product(x, weight, None)
+
+    def _product(self, x: Tensor, weight: Tensor, norm: RMSNorm | None) -> Tensor | None:
+        pack = getattr(weight, "packed", None)
+        if torch.is_grad_enabled() or pack is None or pack.engine is not self or _versions([weight]) != pack.versions:
+            return None
+        if x.device.type != "cpu" or x.dtype not in DTYPES or x.numel() == 0:
+            return None
+        x = x.contiguous()
+        scale, eps = (None, 0.0) if norm is None else (norm.weight.float(), norm.eps)
+        outputs, width = weight.shape[0], -(-weight.shape[0] // self.panel) * self.panel
+        result = torch.empty(x.numel() // x.shape[-1], width)
+        for first in range(0, len(result), BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, len(result) - first)
+            self.library.eesd_linear(
+                ctypes.byref(pack.struct),
+                c_void_p(None if scale is None else scale.data_ptr()),
+                c_float(eps),
+                c_void_p(x.data_ptr() + first * x.shape[-1] * x.element_size()),
+                c_int32(x.dtype == torch.bfloat16),
+                c_int32(rows),
+                c_void_p(result.data_ptr() + 4 * first * width),
+                c_int64(width),
+                c_int32(torch.get_num_threads()),
+            )
+        return (result if width == outputs else result[:, :outputs].contiguous()).view(*x.shape[:-1], outputs)
+
+
+def _shape(config: Any, dtype: torch.dtype) -> _Shape:
+    return _Shape(
+        config.hidden_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.intermediate_size,
+        config.norm_eps,
+        dtype == torch.bfloat16,
+    )
+
+
+def _integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
+    """Slots or positions of every row, batch row after batch row."""
+    if isinstance(x, int):
+        return list(range(x, x + seq)) * batch
+    return x.expand(batch, seq).flatten().tolist()
+
+
+def _fits(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as the kernels expect."""
+    dim = keys.shape[4]
+    laid_out = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.stride()[3:] == (dim, 1)
+    return laid_out and keys.dtype == values.dtype == dtype and keys.stride() == values.stride()
+
+
+def _dense(mask: Tensor, batch: int, seq: int) -> Tensor | None:
+    """A mask broadcastable to [batch, 1, seq, live] as bytes [batch, seq, live]; None: too large, or per head."""
+    if mask.dtype != torch.bool or batch * seq > BLOCK_ROWS or (mask.ndim == 4 and mask.shape[1] != 1):
+        return None
+    return mask.expand(batch, 1, seq, mask.shape[-1])[:, 0].contiguous().view(torch.uint8)
+
+
+def _blocks(batch: int, seq: int) -> list[tuple[int, int, int]]:
+    """Row ranges of at most BLOCK_ROWS and the batch rows in each: as many as fit, or each batch row for itself."""
+    if batch * seq <= BLOCK_ROWS or seq == 1:
+        return [(b, min(b + BLOCK_ROWS, batch * seq), min(BLOCK_ROWS, batch - b)) for b in range(0, batch, BLOCK_ROWS)]
+    steps = range(0, seq, BLOCK_ROWS)
+    return [(b * seq + s, b * seq + min(s + BLOCK_ROWS, seq), 1) for b in range(batch) for s in steps]
+
+
+def make_engine(kind: str | None = None) -> Engine:
+    """The engine of this machine: "cpp", "torch", or (None: $EESD_ENGINE, else "auto") cpp wherever it can be built."""
+    kind = kind or os.environ.get("EESD_ENGINE") or "auto"
+    if kind not in ("auto", "cpp", "torch"):
+        raise unknown("engine", kind, ("auto", "cpp", "torch"))
+    if kind == "torch":
+        return Engine(None, "torch (chosen)", "EESD_ENGINE=torch, or asked for")
+    try:
+        library = load(build())
+        return Engine(library, f"cpp-{library.eesd_simd().decode()}")
+    except BuildError as error:
+        if kind == "cpp":
+            raise
+        return Engine(None, f"torch ({error.brief})", str(error))
+
+
+def attach_engine(target: Transformer, kind: str | None = None) -> Engine:
+    """Pack a target's layers and head, and let the target decode through them."""
+    engine = make_engine(kind)
+    target.engine = engine
+    for what in (*target.layers, target.head_weight):
+        engine.pack(what)
+    return engine

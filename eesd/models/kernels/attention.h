@@ -1,0 +1,272 @@
+// Causal grouped-query attention over the live part of the cache, for all query rows of a call.
+//
+// The cache is taken in chunks of slots at fixed places; each gives every query a partial softmax, and these are joined
+// in order. So a query's sums do not depend on what other queries there are, and threads can share the chunks.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "product.h"
+
+namespace {
+
+constexpr int CHUNK = 64;  // slots of the cache that attention takes at a time; part of the order of its sums
+constexpr int PAD = 32;    // row strides of buffers are multiples of it, whatever the vector width
+
+struct Layer {
+    Matrix qkv, o, gate_up, down;  // panels of gate and up alternate
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;
+};
+
+struct Shape {
+    int32_t hidden, heads, kv_heads, dim, intermediate;
+    float eps;
+    int32_t is_bf16;  // states between layers and cache
+};
+
+struct Call {
+    void *input, *output;        // [rows, hidden]
+    int32_t batch, seq, window;  // window 0: none
+    const int32_t *slots, *positions;  // [batch * seq]
+    const uint8_t* mask;               // [batch * seq, mask_stride], null: causal
+    int64_t mask_stride;
+    const float *cosine, *sine;  // [positions, dim]
+    void *keys, *values;                     // of the first layer
+    int64_t key_layer, key_batch, key_head;  // strides of the cache: bytes between layers, elements within one
+    int32_t threads;
+};
+
+int chunk_count(int live) { return (live + CHUNK - 1) / CHUNK; }
+
+size_t padded(size_t n) { return (n + PAD - 1) / PAD * PAD; }
+
+float lane_sum(const float* s) {  // of 16, as a fixed tree
+    float t[8];
+    for (int i = 0; i < 8; i++) t[i] = s[i] + s[i + 8];
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+}
+
+void rms_norm(const float* x, const float* weight, float* y, int size, float eps) {
+    float squares[16] = {};
+    int i = 0;
+    for (; i + 16 <= size; i += 16)
+        for (int j = 0; j < 16; j++) squares[j] += x[i + j] * x[i + j];
+    for (int j = 0; i + j < size; j++) squares[j] += x[i + j] * x[i + j];
+    float scale = 1.0f / std::sqrt(lane_sum(squares) / size + eps);
+    for (int j = 0; j < size; j++) y[j] = x[j] * scale * weight[j];
+}
+
+// Everything one layer's attention needs. `C` is how the cache is stored.
+struct Attention {
+    const Shape& shape;
+    const Call& call;
+    const Layer& layer;
+    const float* qkv;  // [rows, qkv_row]
+    size_t qkv_row;
+    void *keys, *values;
+    float* partial;  // [rows][heads][chunks][2 + dim]
+    int chunks;
+    float *queries, *keys_t, *chunk_values, *scores;  // this thread's
+};
+
+// Norm (where the model has it) and rotate one head of one row.
+void rotate(const Attention& a, const float* x, const float* norm, int row, float* y) {
+    int dim = a.shape.dim, half = dim / 2;
+    float normed[1024];
+    if (norm) rms_norm(x, norm, normed, dim, a.shape.eps), x = normed;
+    size_t at = size_t(a.call.positions[row]) * dim;
+    const float *c = a.call.cosine + at, *s = a.call.sine + at;
+    for (int i = 0; i < half; i++) {
+        float first = x[i], second = x[i + half];
+        y[i] = first * c[i] - second * s[i];
+        y[i + half] = second * c[i] + first * s[i];
+    }
+}
+
+void put(float* to, const float* from, int n) { std::copy(from, from + n, to); }
+void put(bf16* to, const float* from, int n) {
+    for (int i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+}
+
+// Write the new keys and values whose slots lie in this chunk.
+template <class C>
+void write_cache(const Attention& a, int batch, int head, int start, C* keys, C* values) {
+    const Shape& s = a.shape;
+    float key[1024];
+    for (int row = batch * a.call.seq; row < (batch + 1) * a.call.seq; row++) {
+        int slot = a.call.slots[row];
+        if (slot < start || slot >= start + CHUNK) continue;
+        const float* x = a.qkv + row * a.qkv_row + size_t(s.heads + head) * s.dim;
+        rotate(a, x, a.layer.k_norm, row, key);
+        put(keys + size_t(slot) * s.dim, key, s.dim);
+        put(values + size_t(slot) * s.dim, x + size_t(s.kv_heads) * s.dim, s.dim);
+    }
+}
+
+// A float32 matrix [k_count, size] in panels: those of values lie side by side, those of turned keys in sequence.
+struct Panels {
+    const float* data;
+    size_t step, panel;
+    int k_count, size;
+};
+
+// out[q] = sum over k of x[q][k] * w[k], for Q queries; what comes next is fetched meanwhile.
+template <int Q>
+void weigh(Panels w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+    constexpr int MOST = Q <= 3 ? 2 : 1;  // panels at once: enough sums under way
+    int n = 0;
+    for (; n + MOST * PANEL <= w.size; n += MOST * PANEL) {
+        vf acc[Q][MOST][2];
+        Ahead share{ahead.at, MOST * ahead.step};
+        multiply<float, Q, MOST>(w.data + n / PANEL * w.panel, w.step, w.panel, x, x_row, w.k_count, share, acc);
+        if (ahead.at) ahead.at += w.k_count * share.step;
+        for (int q = 0; q < Q; q++)
+            for (int p = 0; p < 2 * MOST; p++) store(out[q] + n + p * LANES, acc[q][p / 2][p % 2]);
+    }
+    for (; n < w.size; n += PANEL) {
+        vf acc[Q][1][2];
+        multiply<float, Q, 1>(w.data + n / PANEL * w.panel, w.step, 0, x, x_row, w.k_count, {}, acc);
+        for (int q = 0; q < Q; q++) store(out[q] + n, acc[q][0][0]), store(out[q] + n + LANES, acc[q][0][1]);
+    }
+}
+
+void weigh(int queries, Panels w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+    switch (queries) {
+#define TILE(n) \
+    case n: return weigh<n>(w, x, x_row, out, ahead);
+        TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#undef TILE
+    }
+}
+
+// Keys [live, dim] -> panels [CHUNK / PANEL][dim][PANEL]. Past the live slots lies anything: `soften` drops its scores.
+template <class C>
+void turn_keys(const C* keys, int live, int dim, float* to) {
+    for (int j = 0; j < live; j += 8) {
+        float* column = to + j / PANEL * PANEL * size_t(dim) + j % PANEL;
+        int count = std::min(8, live - j);
+        for (int d = 0; d < dim; d += 8)
+            if (count == 8)
+                transpose_8(keys + size_t(j) * dim + d, dim, column + d * PANEL, PANEL);
+            else
+                for (int i = 0; i < count; i++)
+                    for (int e = d; e < d + 8; e++) column[e * PANEL + i] = to_float(keys[size_t(j + i) * dim + e]);
+    }
+}
+
+// Values of a chunk in float32, rows a multiple of PANEL long: copied only where they are not so already.
+const float* float_values(const Attention& a, const float* values, int live, size_t& stride) {
+    if (a.shape.dim % PANEL == 0) return stride = a.shape.dim, values;
+    for (int j = 0; j < live; j++) put(a.chunk_values + j * stride, values + size_t(j) * a.shape.dim, a.shape.dim);
+    return a.chunk_values;
+}
+const float* float_values(const Attention& a, const bf16* values, int live, size_t& stride) {
+    for (int j = 0; j < live; j++)
+        for (int d = 0; d < a.shape.dim; d++)
+            a.chunk_values[j * stride + d] = to_float(values[size_t(j) * a.shape.dim + d]);
+    return a.chunk_values;
+}
+
+// Turn scores [CHUNK] of one query into weights relative to their largest; returns that and their sum.
+void soften(const Attention& a, int row, int start, int live, float* scores, float& top, float& sum) {
+    const float lowest = -std::numeric_limits<float>::infinity();
+    int slot = a.call.slots[row], from = a.call.window ? std::max(0, slot - a.call.window + 1) : 0, to = slot + 1;
+    if (a.call.mask) {
+        const uint8_t* mask = a.call.mask + row * a.call.mask_stride + start;
+        for (int j = 0; j < live; j++)
+            if (!mask[j]) scores[j] = lowest;
+        from = 0, to = start + live;
+    }
+    for (int j = 0; j < std::min(from - start, CHUNK); j++) scores[j] = lowest;
+    for (int j = std::max(0, std::min(to - start, live)); j < CHUNK; j++) scores[j] = lowest;
+
+    float tops[16], sums[16] = {}, scale = 1.0f / std::sqrt(float(a.shape.dim));
+    std::fill(tops, tops + 16, lowest);
+    for (int j = 0; j < CHUNK; j += 16)
+        for (int i = 0; i < 16; i++) tops[i] = scores[j + i] > tops[i] ? scores[j + i] : tops[i];
+    top = *std::max_element(tops, tops + 16) * scale;
+    float shift = top == lowest ? 0.0f : top;  // nothing seen: all weights zero
+    for (int j = 0; j < CHUNK; j += LANES) store(scores + j, exponential(load(scores + j) * scale - shift));
+    for (int j = 0; j < CHUNK; j += 16)
+        for (int i = 0; i < 16; i++) sums[i] += scores[j + i];
+    sum = lane_sum(sums);
+}
+
+// One chunk of slots of one key-value head, for all the queries of a batch row: a partial softmax each.
+template <class C>
+void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
+    const Shape& s = a.shape;
+    int group = s.heads / s.kv_heads, queries = a.call.seq * group, first_row = batch * a.call.seq;
+    int start = chunk * CHUNK;
+    size_t offset = batch * a.call.key_batch + head * a.call.key_head, dim_row = padded(s.dim), part_row = dim_row + 2;
+    C *keys = static_cast<C*>(a.keys) + offset, *values = static_cast<C*>(a.values) + offset;
+    write_cache(a, batch, head, start, keys, values);
+    live = std::min(live - start, CHUNK);
+    keys += size_t(start) * s.dim, values += size_t(start) * s.dim;
+    for (int n = 0; n < live * s.dim; n += 64 / sizeof(C)) __builtin_prefetch(values + n);
+    turn_keys(keys, live, s.dim, a.keys_t);
+    size_t value_row = dim_row;
+    const float* chunk_values = float_values(a, values, live, value_row);
+
+    for (int first = 0; first < queries; first += 6) {
+        int count = std::min(6, queries - first);
+        float *out[6], *scores[6];
+        for (int q = 0; q < count; q++) {
+            int row = first_row + (first + q) / group, query_head = head * group + (first + q) % group;
+            out[q] = a.partial + ((size_t(row) * s.heads + query_head) * a.chunks + chunk) * part_row;
+            scores[q] = a.scores + q * CHUNK;
+        }
+        Panels key_panels{a.keys_t, PANEL, size_t(s.dim) * PANEL, s.dim, CHUNK};
+        weigh(count, key_panels, a.queries + size_t(first) * s.dim, s.dim, scores, {});
+        for (int q = 0; q < count; q++)
+            soften(a, first_row + (first + q) / group, start, live, scores[q], out[q][dim_row], out[q][dim_row + 1]);
+        const C* next_keys = first == 0 ? keys + CHUNK * s.dim : nullptr;  // the next task's, most likely
+        Panels value_panels{chunk_values, value_row, PANEL, live, s.dim};
+        weigh(count, value_panels, a.scores, CHUNK, out, {reinterpret_cast<const char*>(next_keys), PANEL * sizeof(C)});
+    }
+}
+
+// All chunks of all key-value heads of all batch rows, shared out evenly.
+template <class C>
+void attend(Attention& a, const int* live, int thread, int threads) {
+    const Shape& s = a.shape;
+    int group = s.heads / s.kv_heads, total = 0, prepared = -1;
+    for (int b = 0; b < a.call.batch; b++) total += s.kv_heads * chunk_count(live[b]);
+    Part mine = part(total, thread, threads);
+    for (int b = 0, task = 0; b < a.call.batch; b++)
+        for (int head = 0; head < s.kv_heads; head++)
+            for (int chunk = 0; chunk * CHUNK < live[b]; chunk++, task++) {
+                if (task < mine.first || task >= mine.last) continue;
+                if (prepared != b * s.kv_heads + head) {
+                    prepared = b * s.kv_heads + head;
+                    for (int q = 0; q < a.call.seq * group; q++) {
+                        int row = b * a.call.seq + q / group;
+                        const float* x = a.qkv + row * a.qkv_row + size_t(head * group + q % group) * s.dim;
+                        rotate(a, x, a.layer.q_norm, row, a.queries + size_t(q) * s.dim);
+                    }
+                }
+                attend_chunk<C>(a, b, head, chunk, live[b]);
+            }
+}
+
+// Join the partial softmaxes of one head of one row, in the order of the chunks.
+void join(const Attention& a, int row, int head, int chunks, float* y) {
+    int dim = a.shape.dim;
+    size_t part_row = padded(dim) + 2;
+    const float* p = a.partial + (size_t(row) * a.shape.heads + head) * a.chunks * part_row;
+    float top = -std::numeric_limits<float>::infinity(), sum = 0;
+    std::fill(y, y + dim, 0.0f);
+    for (int c = 0; c < chunks; c++, p += part_row) {
+        float chunk_top = p[part_row - 2], chunk_sum = p[part_row - 1];
+        if (chunk_sum == 0.0f) continue;
+        float both = std::max(top, chunk_top);
+        float old = exponential(all(top - both))[0], fresh = exponential(all(chunk_top - both))[0];
+        for (int d = 0; d < dim; d++) y[d] = y[d] * old + p[d] * fresh;
+        sum = sum * old + chunk_sum * fresh;
+        top = both;
+    }
+    for (int d = 0; d < dim; d++) y[d] /= sum;
+}
+
+}  // namespace

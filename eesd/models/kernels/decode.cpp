@@ -1,0 +1,182 @@
+// The decode path on CPUs: a range of layers, or norm and head, for a few query rows in one call.
+//
+// A token's time is the time to read the weights, so they are read once, in order, as packed panels (tile.h), by
+// threads that meet at a handful of barriers a layer. Called by eesd/models/engine.py; the structs mirror its ctypes.
+#include <omp.h>
+#include <sched.h>
+
+#include <atomic>
+#include <vector>
+
+#include "attention.h"
+
+namespace {
+
+// Buffers live as long as the process: a call allocates nothing unless it is larger than all before it.
+float* scratch(int which, size_t size) {
+    static std::vector<float> buffers[8];
+    auto& buffer = buffers[which];
+    if (buffer.size() < size + 16) buffer.assign(size + 16, 0.0f);
+    auto address = reinterpret_cast<uintptr_t>(buffer.data());
+    return buffer.data() + (64 - address % 64) % 64 / 4;
+}
+
+class Barrier {
+    std::atomic<int> arrived_{0}, round_{0};
+
+   public:
+    void wait(int threads) {
+        if (threads == 1) return;
+        int round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        // Spinning is right while every thread has a core; who waits long shares one with somebody.
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
+            if (spins > 2000) sched_yield();
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    }
+};
+
+void read_states(const void* input, bool is_bf16, int rows, int hidden, float* states, size_t stride) {
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < hidden; i++) {
+            size_t at = size_t(r) * hidden + i;
+            float wide = is_bf16 ? to_float(static_cast<const bf16*>(input)[at]) : static_cast<const float*>(input)[at];
+            states[r * stride + i] = wide;
+        }
+}
+
+void write_states(const float* states, size_t stride, bool is_bf16, int rows, int hidden, void* output) {
+    for (int r = 0; r < rows; r++) {
+        size_t at = size_t(r) * hidden;
+        if (is_bf16)
+            put(static_cast<bf16*>(output) + at, states + r * stride, hidden);
+        else
+            put(static_cast<float*>(output) + at, states + r * stride, hidden);
+    }
+}
+
+// A share of gate and up, and silu(gate) * up for it: panels of the two alternate.
+void gate_up(const Layer& layer, Part pairs, Rows x, float* both, float* active, size_t active_row) {
+    size_t both_row = 2 * active_row;
+    product(layer.gate_up, {2 * pairs.first, 2 * pairs.last}, x, {both, both_row, false});
+    for (int r = 0; r < x.count; r++)
+        for (int p = pairs.first; p < pairs.last; p++)
+            for (int i = 0; i < PANEL; i += LANES) {
+                const float* gate = both + r * both_row + 2 * p * PANEL + i;
+                vf g = load(gate), one = all(1.0f);
+                vf minus = -g;
+                minus = minus > 80.0f ? all(80.0f) : minus;
+                store(active + r * active_row + p * PANEL + i, g / (one + exponential(minus)) * load(gate + PANEL));
+            }
+}
+
+}  // namespace
+
+extern "C" {
+
+int eesd_panel() { return PANEL; }
+
+const char* eesd_simd() {
+#if defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#elif defined(__ARM_NEON)
+    return "neon";
+#else
+    return "generic";
+#endif
+}
+
+// Run `count` layers on rows of states; see `Call`.
+void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, const Call* call) {
+    const Shape& s = *shape;
+    int rows = call->batch * call->seq, queries = call->seq * (s.heads / s.kv_heads);
+    size_t hidden_row = padded(s.hidden), active_row = padded(s.intermediate), dim_row = padded(s.dim);
+    size_t qkv_row = padded(size_t(s.heads + 2 * s.kv_heads) * s.dim), attended_row = padded(size_t(s.heads) * s.dim);
+    std::vector<int> live(call->batch, 0);
+    for (int r = 0; r < rows; r++) live[r / call->seq] = std::max(live[r / call->seq], call->slots[r] + 1);
+    int chunks = chunk_count(*std::max_element(live.begin(), live.end()));
+
+    float* states = scratch(0, rows * hidden_row);
+    float* qkv = scratch(1, rows * qkv_row);
+    float* attended = scratch(2, rows * attended_row);
+    float* both = scratch(3, 2 * rows * active_row);
+    float* active = scratch(4, rows * active_row);
+    float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
+    size_t own_size = rows * hidden_row + size_t(queries) * s.dim + CHUNK * (s.dim + dim_row + 6) + 64;
+    float* own_all = scratch(6, own_size * call->threads);
+    Barrier barrier;
+
+#pragma omp parallel num_threads(call->threads)
+    {
+        int thread = omp_get_thread_num(), threads = omp_get_num_threads();  // a runtime may give fewer than asked for
+        float* normed = own_all + own_size * thread;  // every thread norms all rows itself: cheaper than to wait
+        float* own_queries = normed + rows * hidden_row;
+        float* keys_t = own_queries + size_t(queries) * s.dim;
+        float* chunk_values = keys_t + CHUNK * s.dim;
+        float* scores = chunk_values + CHUNK * dim_row;
+        auto share = [&](int n) { return part(n, thread, threads); };
+        auto norm = [&](const float* weight) {
+            for (int r = 0; r < rows; r++)
+                rms_norm(states + r * hidden_row, weight, normed + r * hidden_row, s.hidden, s.eps);
+        };
+        if (thread == 0) read_states(call->input, s.is_bf16, rows, s.hidden, states, hidden_row);
+        barrier.wait(threads);
+        for (int i = 0; i < count; i++) {
+            const Layer& layer = *layers[i];
+            norm(layer.attn_norm);
+            product(layer.qkv, share(panel_count(layer.qkv)), {normed, hidden_row, rows}, {qkv, qkv_row, false});
+            barrier.wait(threads);
+            char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
+            char* values = static_cast<char*>(call->values) + i * call->key_layer;
+            Attention a{s,       *call,  layer,       qkv,    qkv_row,      keys,  values,
+                        partial, chunks, own_queries, keys_t, chunk_values, scores};
+            s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads) : attend<float>(a, live.data(), thread, threads);
+            barrier.wait(threads);
+            Part joins = share(rows * s.heads);
+            for (int j = joins.first; j < joins.last; j++) {
+                int row = j / s.heads, head = j % s.heads;
+                join(a, row, head, chunk_count(live[row / call->seq]), attended + row * attended_row + head * s.dim);
+            }
+            barrier.wait(threads);
+            product(layer.o, share(panel_count(layer.o)), {attended, attended_row, rows}, {states, hidden_row, true});
+            barrier.wait(threads);
+            norm(layer.mlp_norm);
+            gate_up(layer, share(panel_count(layer.gate_up) / 2), {normed, hidden_row, rows}, both, active, active_row);
+            barrier.wait(threads);
+            Part down = share(panel_count(layer.down));
+            product(layer.down, down, {active, active_row, rows}, {states, hidden_row, true});
+            // Rounded after each layer, so that a range cut in two gives what the whole gives.
+            if (s.is_bf16)
+                for (int r = 0; r < rows; r++)
+                    for (int n = down.first * PANEL; n < down.last * PANEL; n++)
+                        states[r * hidden_row + n] = to_float(to_bf16(states[r * hidden_row + n]));
+            barrier.wait(threads);
+        }
+    }
+    write_states(states, hidden_row, s.is_bf16, rows, s.hidden, call->output);
+}
+
+// output [rows, out_row] = norm(input [rows, inputs]) times the matrix; no norm where `norm` is null.
+void eesd_linear(const Matrix* m, const float* norm, float eps, const void* input, int is_bf16, int rows, float* output,
+                 int64_t out_row, int threads) {
+    size_t row = padded(m->inputs);
+    float* states = scratch(7, rows * row);
+    read_states(input, is_bf16, rows, m->inputs, states, row);
+    if (norm)
+        for (int r = 0; r < rows; r++) rms_norm(states + r * row, norm, states + r * row, m->inputs, eps);
+#pragma omp parallel num_threads(threads)
+    {
+        Part mine = part(panel_count(*m), omp_get_thread_num(), omp_get_num_threads());
+        product(*m, mine, {states, row, rows}, {output, size_t(out_row), false});
+    }
+}
+}

@@ -1,0 +1,147 @@
+"""Synthetic rows and head cards for the tests of eesd.analysis: valid by construction, spoiled by keyword."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+METHODS = ("vanilla", "hf_generate", "static_k2", "static_k4", "eesd")
+TASKS = ("asdiv", "xsum", "humaneval")
+# Longest draft, acceptance probability and seconds per drafted token of each toy method.
+TOYS = {"vanilla": (0, 0.0), "static_k2": (2, 0.7), "static_k4": (4, 0.6), "eesd": (8, 0.7)}
+
+
+def make_row(method: str = "vanilla", item: str = "asdiv-1", **changes: Any) -> dict[str, Any]:
+    """One valid row of 5 output tokens; keywords replace fields."""
+    peer = method == "hf_generate"
+    rounds = [] if peer else [[0, 0, "none"]] * 4 if method == "vanilla" else [[2, 1, "controller"], [2, 1, "length"]]
+    row = {
+        "schema": 1,
+        "model": "toy",
+        "task": "asdiv",
+        "dataset": "ASDiv (toy)",
+        "group": "main",
+        "method": method,
+        "item": item,
+        "repeat": 0,
+        "order": 0,
+        "seed": 0,
+        "decoding": "greedy",
+        "temperature": 0.0,
+        "dtype": "float32",
+        "device": "cpu",
+        "device_name": "Toy CPU",
+        "engine": "torch",
+        "threads": 2,
+        "settings": {},
+        "settings_hash": f"hash-{method}",
+        "prompt_tokens": [1, 2, 3],
+        "output_tokens": [5, 6, 7, 8, 9],
+        "text": "five tokens of text",
+        "finish": "length",
+        "rounds": rounds,
+        "seconds": split_seconds(1.0, peer),
+        "lossy": False,
+        "scores": {"exact_match": 1.0},
+        "comparison": comparison("baseline" if method == "vanilla" else "not_compared" if peer else "identical"),
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "eesd": "0.1.0"},
+        "commit": "abc1234",
+        "time": "2026-01-31T12:00:00Z",
+    }
+    return copy.deepcopy({**row, **changes})
+
+
+def comparison(name: str, position: int | None = None, **evidence: Any) -> dict[str, Any]:
+    """The `comparison` field of a row."""
+    empty = {"vanilla_token": None, "token": None, "gap": None, "bound": None}
+    return {"class": name, "position": position, **empty, **evidence}
+
+
+def split_seconds(total: float, peer: bool = False, drafting: float = 0.0) -> dict[str, float | None]:
+    """The `seconds` field of a row: an eighth for the prefill, the rest for the rounds."""
+    if peer:
+        return {"prefill": None, "draft": None, "verify": None, "control": None, "other": None, "total": total}
+    prefill, draft = total * 0.125, total * drafting
+    parts = {"prefill": prefill, "draft": draft, "control": draft * 0.05, "other": total * 0.02}
+    return {**parts, "verify": total - sum(parts.values()), "total": total}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def unit(item: str = "asdiv-1", methods: tuple[str, ...] = ("vanilla", "eesd"), **changes: Any) -> list[dict[str, Any]]:
+    """One row of each method for one item."""
+    return [make_row(method, item, **changes) for method in methods]
+
+
+def realistic_rows(
+    tasks: tuple[str, ...] = TASKS,
+    methods: tuple[str, ...] = METHODS,
+    n_items: int = 20,
+    group: str = "main",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows that look like a run: random acceptance, lengths and times, units in shuffled order."""
+    rng = random.Random(f"{seed}-{group}")
+    rows = []
+    for task in tasks:
+        for index in range(n_items):
+            output = [rng.randrange(49152) for _ in range(rng.randrange(30, 129))]
+            ease = rng.gauss(0, 0.08) + 0.1 * tasks.index(task)
+            made = [_toy_row(rng, method, f"{task}-{index}", task, group, output, ease) for method in methods]
+            rows += rng.sample(made, len(made))
+    return rows
+
+
+def _toy_row(
+    rng: random.Random, method: str, item: str, task: str, group: str, output: list[int], ease: float
+) -> dict[str, Any]:
+    noise = rng.uniform(0.97, 1.05)
+    scores = {"exact_match": float(rng.random() < 0.4)} if task != "xsum" else {"rouge1": 0.2, "rougeL": 0.15}
+    changes = {"task": task, "dataset": f"{task} (toy)", "group": group, "output_tokens": output, "scores": scores}
+    if method == "hf_generate":
+        return make_row(method, item, seconds=split_seconds(len(output) * 0.058 * noise, peer=True), **changes)
+    longest, acceptance = TOYS.get(method, (3, 0.5))
+    rounds, tokens = [], 1
+    while tokens < len(output):
+        drafted = min(rng.randint(1, longest) if method == "eesd" else longest, len(output) - tokens - 1)
+        hits = 0
+        while hits < drafted and rng.random() < acceptance + ease:
+            hits += 1
+        rounds.append([drafted, hits, "none" if not longest else "controller"])
+        tokens += hits + 1
+    drafting = 0.006 * sum(one[0] for one in rounds)
+    total = (0.2 + drafting + len(rounds) * (0.04 + 0.002 * longest)) * noise
+    return make_row(method, item, rounds=rounds, seconds=split_seconds(total, drafting=drafting / total), **changes)
+
+
+def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
+    """A head card as the trainer writes it."""
+    card = {
+        "head": head,
+        "kind": "exit_layer",
+        "exit_layer": 4,
+        "vocab_rows": 8192,
+        "init": "last",
+        "loss": "soft",
+        "context": "none",
+        "train_tokens": 60000,
+        "model": "toy",
+        "settings": {},
+        "train_seconds": 100.0,
+        "agreement": {
+            "asdiv": {"top1": 0.45, "expected_acceptance": 0.40, "positions": 1234},
+            "xsum": {"top1": 0.38, "expected_acceptance": 0.36, "positions": 2345},
+            "humaneval": {"top1": 0.56, "expected_acceptance": 0.51, "positions": 3456},
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**card, **changes}))
+    return path

@@ -1,0 +1,143 @@
+"""Figures come from tables alone, redraw byte by byte, and refuse tables that would mislead."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from eesd.analysis import style
+from eesd.analysis.figures import FIGURES, figure
+from eesd.analysis.tables import write_tables
+from eesd.errors import EesdError
+from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_rows
+
+NAMES = ["acceptance", "heads", "speedup", "time_split"]
+
+
+def test_registered_names() -> None:
+    assert FIGURES.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_redraws_byte_by_byte(tables_dir: Path, tmp_path: Path, name: str) -> None:
+    first = figure(name, tables_dir, tmp_path / "one" / name)
+    second = figure(name, tables_dir, tmp_path / "two" / name)
+    assert [path.name for path in first] == [f"{name}.pdf", f"{name}.png", f"{name}.svg"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+        assert one.stat().st_size > 1000
+
+
+def svg(name: str, tables_dir: Path) -> str:
+    """The figure as SVG, which has its words in comments; quicker than writing all three files."""
+    stream = io.StringIO()
+    with style.style():
+        FIGURES[name](tables_dir).savefig(stream, format="svg")
+    return stream.getvalue()
+
+
+def test_speedup_has_both_baselines_and_counts(tables_dir: Path) -> None:
+    text = svg("speedup", tables_dir)
+    for words in ("speedup over our vanilla", "speedup over HF generate", "ASDiv (n = 6)", "static k = 2", "EESD"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
+    rows = realistic_rows(tasks=("asdiv",), methods=("vanilla", "eesd"), n_items=1)
+    cards = [write_card(tmp_path / "card.json")]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], cards, tmp_path / "tables")
+    text = svg(name, tmp_path / "tables")
+    assert ("n = 1: no interval" in text) == (name == "speedup")
+
+
+def test_absent_method_is_said(tmp_path: Path) -> None:
+    rows = [*unit(methods=("vanilla", "eesd", "medusa")), *unit("xsum-1", task="xsum")]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
+    for name in ("speedup", "time_split"):
+        assert "not run" in svg(name, tmp_path / "tables")
+
+
+def test_several_models_are_named(tmp_path: Path) -> None:
+    rows = [*unit(), *unit(model="other")]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
+    text = svg("speedup", tmp_path / "tables")
+    assert "toy, main" in text
+    assert "other, main" in text
+
+
+def test_more_tasks_than_columns(tmp_path: Path) -> None:
+    rows = [row for task in "abcde" for row in unit(f"{task}-1", task=task)]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
+    assert "(continued)" in svg("acceptance", tmp_path / "tables")
+
+
+def test_unknown_figure(tables_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(EesdError, match="Did you mean 'speedup'"):
+        figure("spedup", tables_dir, tmp_path / "spedup")
+
+
+def test_missing_table(tmp_path: Path) -> None:
+    with pytest.raises(EesdError, match=r"speedup\.csv: no such file"):
+        figure("speedup", tmp_path, tmp_path / "speedup")
+
+
+def test_empty_table(tables_dir: Path, tmp_path: Path) -> None:
+    header = (tables_dir / "heads.csv").read_text().splitlines()[0]
+    (tmp_path / "heads.csv").write_text(header + "\n")
+    with pytest.raises(EesdError, match=r"heads\.csv: no rows"):
+        figure("heads", tmp_path, tmp_path / "heads")
+
+
+@pytest.mark.parametrize("content", ["", "model,task\na,b\n", '"a\n'])
+def test_foreign_table(tmp_path: Path, content: str) -> None:
+    (tmp_path / "speedup.csv").write_text(content)
+    with pytest.raises(EesdError, match=r"speedup\.csv: (no column|not a CSV)"):
+        figure("speedup", tmp_path, tmp_path / "speedup")
+
+
+def test_nothing_drafted(tmp_path: Path) -> None:
+    rows = [make_row(), make_row("hf_generate")]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
+    with pytest.raises(EesdError, match="no method drafts"):
+        figure("acceptance", tmp_path / "tables", tmp_path / "acceptance")
+
+
+def test_failure_leaves_the_old_figure(tables_dir: Path, tmp_path: Path) -> None:
+    paths = figure("heads", tables_dir, tmp_path / "heads")
+    before = [path.read_bytes() for path in paths]
+    shutil.copy(tables_dir / "speedup.csv", tmp_path / "heads.csv")
+    with pytest.raises(EesdError):
+        figure("heads", tmp_path, tmp_path / "heads")
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_colours_are_stable_and_labels_keep_unknown_names() -> None:
+    assert style.method_color("my_method") == style.method_color("my_method")
+    assert style.method_color("eesd") == "#d55e00"
+    assert style.method_color("static_k2") != style.method_color("static_k4")
+    assert [style.method_label(name) for name in ("eesd", "static_k12", "my_method")] == [
+        "EESD",
+        "static k = 12",
+        "my_method",
+    ]
+    assert [style.task_label(name) for name in ("asdiv", "my_task")] == ["ASDiv", "my_task"]
+
+
+def test_user_settings_do_not_change_figures(tables_dir: Path, tmp_path: Path) -> None:
+    plain = figure("heads", tables_dir, tmp_path / "plain")
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
+        themed = figure("heads", tables_dir, tmp_path / "themed")
+    assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in themed]
+
+
+def test_analysis_never_imports_torch() -> None:
+    modules = "eesd.analysis.tables, eesd.analysis.figures, eesd.analysis.provenance"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

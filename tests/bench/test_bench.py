@@ -1,0 +1,218 @@
+"""The benchmark on a tiny model: units, rows, restarts, comparison with vanilla, failures that lose nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from eesd.analysis.rows import read_rows
+from eesd.analysis.tables import write_tables
+from eesd.bench import records
+from eesd.bench.compare import Judge, first_divergence
+from eesd.bench.records import RowFile
+from eesd.bench.runner import Bench, run_bench
+from eesd.distill.corpus import generate_corpus
+from eesd.distill.train import train_head
+from eesd.errors import EesdError
+from eesd.models.loading import load_target
+from tests.distill.test_train import HEAD
+from tests.toys import write_tiny_data, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def settings(model, tmp_path_factory):
+    """A group with a real trained head, as the workflow would resolve it."""
+    folder = tmp_path_factory.mktemp("bench")
+    data_dir = str(write_tiny_data(folder / "data"))
+    corpus = {
+        "tasks": ["asdiv"],
+        "prompts_per_task": 8,
+        "held_out_per_task": 2,
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 400,
+        "temperature": 0.0,
+        "batch": 4,
+        "seed": 0,
+        "exit_layers": [2],
+        "dtype": "float32",
+        "resources": "resources",
+        "data_dir": data_dir,
+    }
+    generate_corpus(model, corpus, folder / "corpus")
+    train_head(model, folder / "corpus", {**HEAD, "epochs": 1}, folder / "head")
+    drafting = {"drafter": "exit_head", "head": "exit2", "head_path": str(folder / "head")}
+    return {
+        "model": "tiny",
+        "task": "asdiv",
+        "group": "main",
+        "methods": {
+            "vanilla": {},
+            "hf_generate": {"peer": "hf_generate"},
+            "static_k2": {**drafting, "controller": {"name": "static", "k": 2}},
+            "eesd": {**drafting, "controller": {"name": "beta_ts"}},
+        },
+        "prompts": 3,
+        "repeats": 2,
+        "max_new_tokens": 12,
+        "max_prompt_tokens": 400,
+        "temperature": 0.0,
+        "dtype": "float32",
+        "warmup": 1,
+        "threads": 1,
+        "data_dir": data_dir,
+        "resources": "resources",
+    }
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(model, settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rows") / "main.jsonl"
+    run_bench(model, settings, out)
+    return out
+
+
+def test_every_unit_has_every_method_and_every_output_is_vanillas(finished, settings):
+    rows = lines(finished)
+    assert len(rows) == 3 * 2 * 4
+    units = {(row["item"], row["repeat"]) for row in rows}
+    assert len(units) == 6
+    assert {row["comparison"]["class"] for row in rows} == {"baseline", "identical"}
+    orders = {tuple(r["method"] for r in rows if (r["item"], r["repeat"]) == unit) for unit in units}
+    assert len(orders) > 1  # not always the same method first
+
+
+def test_rows_satisfy_the_readers(finished, tmp_path):
+    assert len(read_rows([finished])) == 24
+    tables = write_tables([finished], [], tmp_path)
+    assert tables["lossless"]["different"].sum() == 0
+
+
+def test_a_restart_continues_after_the_finished_units(model, settings, finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "main.jsonl"
+    original, calls = Bench.run_unit, []
+
+    def failing(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Bench, "run_unit", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(model, settings, out)
+    part = tmp_path / "main.jsonl.part"
+    assert len(lines(part)) == 8
+    # A crash in the middle of a write leaves a torn line.
+    with open(part, "a") as stream:
+        stream.write('{"schema": 1, "item": "asd')
+    run_bench(model, settings, out)
+    assert len(calls) == 1 + 6
+    assert not part.exists()
+
+    def essence(path):
+        return sorted((r["item"], r["repeat"], r["method"], tuple(r["output_tokens"]), r["seed"]) for r in lines(path))
+
+    assert essence(out) == essence(finished)
+
+
+def test_rows_of_other_settings_are_put_aside_not_mixed(model, settings, finished, tmp_path, capsys):
+    out = tmp_path / "main.jsonl"
+    part = tmp_path / "main.jsonl.part"
+    part.write_text(finished.read_text())
+    run_bench(model, {**settings, "max_new_tokens": 5, "repeats": 1}, out)
+    assert {row["settings"]["max_new_tokens"] for row in lines(out)} == {5}
+    assert len(lines(tmp_path / "main.jsonl.part.old")) == 24
+    assert "rows of other settings" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch):
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"})
+    row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h"}
+    file.append([row])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(EesdError, match=r"disk is full.*1 finished units are kept"):
+        file.append([{**row, "item": "b"}])
+    monkeypatch.undo()
+    assert ("a", 0) in RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}).done
+
+
+def test_nan_never_reaches_a_row_file(tmp_path):
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        file.append([{"item": "a", "repeat": 0, "method": "vanilla", "seconds": float("nan")}])
+
+
+def test_sampled_groups_are_not_compared_token_by_token(model, settings, tmp_path):
+    out = tmp_path / "sampled.jsonl"
+    methods = {name: settings["methods"][name] for name in ("vanilla", "eesd", "hf_generate")}
+    run_bench(model, {**settings, "methods": methods, "temperature": 1.0, "repeats": 1}, out)
+    rows = lines(out)
+    assert {r["comparison"]["class"] for r in rows if r["method"] != "vanilla"} == {"not_compared"}
+    assert {r["decoding"] for r in rows} == {"sampled"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {}}, "no method 'vanilla'"),
+        ({"task": "asdvi"}, "Did you mean 'asdiv'"),
+        ({"prompts": 1000}, "Lower `prompts`"),
+        ({"max_prompt_tokens": 3}, "0 evaluation prompts of at most 3 tokens"),
+        ({"max_new_tokens": 5000}, "exceeds the model's context"),
+        ({"methods": {"vanilla": {}, "x": {"drafter": "exit_haed"}}}, "no controller"),
+    ],
+)
+def test_bad_settings_say_what_to_do(model, settings, tmp_path, changes, message):
+    with pytest.raises(EesdError, match=message):
+        run_bench(model, {**settings, **changes}, tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_first_divergence():
+    assert first_divergence([1, 2, 3], [1, 2, 3]) is None
+    assert first_divergence([1, 2, 3], [1, 9, 3]) == 1
+    assert first_divergence([1, 2, 3], [1, 2]) == 2
+
+
+def test_a_divergence_needs_evidence_to_be_a_tie(model):
+    target = load_target(model, "float32")
+    judge = Judge(target, model)
+    prompt, vanilla = [5, 6, 7], [8, 9, 10]
+    wrong = judge.compare(prompt, vanilla, [8, 200, 10])
+    assert wrong.kind == "different"
+    assert wrong.position == 1
+    assert wrong.gap > wrong.bound > 0
+    assert judge.compare(prompt, vanilla, vanilla[:2]).kind == "different"
+    assert judge.compare(prompt, vanilla, vanilla).kind == "identical"
+
+
+def test_a_tie_is_recognised_by_its_gap(model, monkeypatch):
+    judge = Judge(load_target(model, "float32"), model)
+    monkeypatch.setattr(judge, "_evidence", lambda *_: (0.01, 0.02))
+    assert judge.compare([1], [2, 3], [2, 4]).as_row() == {
+        "class": "tie",
+        "position": 1,
+        "vanilla_token": 3,
+        "token": 4,
+        "gap": 0.01,
+        "bound": 0.02,
+    }
+
+
+def test_threads_are_those_of_the_settings(finished):
+    assert {row["threads"] for row in lines(finished)} == {1}

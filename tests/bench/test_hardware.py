@@ -1,0 +1,72 @@
+"""The cost table: complete, in the documented columns, and honest about bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from eesd.bench import hardware
+from eesd.bench.hardware import COLUMNS, QUERIES, Pieces, measure_hardware, stored_bytes
+from eesd.errors import EesdError
+from eesd.models.shapes import SHAPES, random_target
+from tests.toys import tiny_config, write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def small_stream(monkeypatch):
+    monkeypatch.setattr(hardware, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(hardware.matmul_rate, "__defaults__", (32,))
+
+
+def test_every_piece_is_in_the_table(tmp_path):
+    model = write_tiny_model(tmp_path / "tiny")
+    out, table = tmp_path / "here.json", tmp_path / "engine.csv"
+    measure_hardware(model, None, out, table, exit_layer=2, contexts=(16, 5000), rounds=2)
+    frame = pd.read_csv(table)
+    assert tuple(frame.columns) == COLUMNS
+    assert set(frame["context_tokens"]) == {16}  # 5,000 exceeds the model's context
+    assert list(frame.loc[frame["path"] == "verify", "query_tokens"]) == list(QUERIES)
+    assert {"vanilla", "draft", "first_layers", "exit_layer", "draft_head", "hf_forward"} <= set(frame["path"])
+    assert (frame["seconds"] > 0).all()
+    costs = json.loads(out.read_text())
+    assert len(costs["costs"]) == len(frame)
+    assert costs["read_bandwidth_bytes_per_s"] > 0
+    assert 0 < costs["controller_step_s"] < 1e-3
+
+
+def test_bytes_add_up():
+    target = random_target(tiny_config(), torch.float32, "cpu")
+    pieces = {(p.path, p.query_tokens): p.bytes for p in Pieces(target, 2).at(16)}
+    assert pieces["verify", 1] == pieces["vanilla", 1]
+    assert pieces["verify_from_exit", 4] == pieces["vanilla", 1] - pieces["first_layers", 1]
+    assert pieces["draft", 1] == sum(pieces[name, 1] for name in ("first_layers", "exit_layer", "draft_head"))
+
+
+def test_stored_bytes_follow_what_the_engine_keeps():
+    assert stored_bytes(torch.ones(4, 8)) == 4 * 8 * 2
+    assert stored_bytes(torch.full((4, 8), 1 / 3)) == 4 * 8 * 4
+    assert stored_bytes(torch.ones(8)) == 8 * 4
+
+
+def test_a_shape_beyond_the_limit_repeats_a_few_layers(monkeypatch):
+    monkeypatch.setattr("eesd.models.shapes.DISTINCT_BYTES", 80_000)
+    target = random_target(tiny_config(num_layers=6), torch.float32, "cpu")
+    assert len(target.layers) == 6
+    distinct = {id(layer) for layer in target.layers}
+    assert 1 < len(distinct) < 6
+    cache = target.new_cache(8)
+    hidden = target.run(target.embed(torch.tensor([[1, 2, 3]])), slice(None), cache)
+    assert torch.isfinite(target.logits(hidden)).all()
+    assert set(SHAPES) == {"smollm2-135m", "llama-2-7b", "llama-2-13b", "llama-2-70b"}
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [(None, None, "either --model"), (None, "llama-2-14b", "Did you mean 'llama-2-13b'")],
+)
+def test_bad_choices_say_what_to_do(tmp_path, model, shape, message):
+    with pytest.raises(EesdError, match=message):
+        measure_hardware(model, shape, tmp_path / "a.json", tmp_path / "b.csv")

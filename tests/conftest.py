@@ -1,0 +1,18 @@
+"""Shared by all tests: where the repository is, and property tests that are the same on every machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Shared machines stall now and then; a deadline would turn that into a failure.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the repository."""
+    return Path(__file__).parents[1]

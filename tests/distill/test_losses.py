@@ -1,0 +1,23 @@
+"""Losses on hand-computed numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from eesd.distill.losses import expected_acceptance, soft_cross_entropy
+
+Q = torch.tensor([[0.5, 0.25, 0.25]])
+ROWS = torch.tensor([[0, 2, -1]])  # the third recorded token is outside the draft vocabulary
+P = torch.tensor([[0.6, 0.1, 0.3]])
+
+
+def test_soft_cross_entropy_by_hand():
+    expected = -(0.6 * math.log(0.5) + 0.1 * math.log(0.25))
+    assert float(soft_cross_entropy(Q.log(), ROWS, P)) == pytest.approx(expected)
+
+
+def test_expected_acceptance_by_hand():
+    assert expected_acceptance(Q, ROWS, P).tolist() == pytest.approx([0.5 + 0.1])

@@ -1,0 +1,67 @@
+"""Batched recording equals one-by-one decoding, and what it records equals what the target computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eesd.decoding.generate import generate
+from eesd.decoding.sampling import Sampling
+from eesd.distill.record import TEACHER_TOP, record_batch
+from tests.toys import VOCAB, tiny_target
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10], [11, 12, 13, 14]]
+
+
+def record(target, **changes):
+    settings = {"exit_layers": [1, 3], "max_new_tokens": 12, "sampling": Sampling(), "eos": set(), "seed": 0}
+    return record_batch(target, PROMPTS, **{**settings, **changes})
+
+
+def test_greedy_batch_equals_single_decoding():
+    target = tiny_target()
+    for prompt, trace in zip(PROMPTS, record(target), strict=True):
+        assert trace.tokens.tolist() == [*prompt, *generate(target, prompt, max_new_tokens=12).tokens]
+        assert trace.prompt_tokens == len(prompt)
+
+
+def test_rows_that_end_early_are_retired_and_do_not_disturb_the_others():
+    target = tiny_target()
+    plain = [generate(target, prompt, max_new_tokens=12).tokens for prompt in PROMPTS]
+    eos = {plain[0][2], plain[3][5]}
+    for prompt, trace in zip(PROMPTS, record(target, eos=eos), strict=True):
+        expected = generate(target, prompt, max_new_tokens=12, eos=eos).tokens
+        assert trace.tokens[len(prompt) :].tolist() == expected
+
+
+def test_recorded_states_and_teacher_are_the_targets():
+    target = tiny_target()
+    for trace in record(target):
+        tokens = trace.tokens.long()[None]
+        for layer in (1, 3):
+            states = target.run(target.embed(tokens), slice(0, layer))[0, :-1]
+            torch.testing.assert_close(trace.states[layer].float(), states, rtol=2e-3, atol=2e-3)
+        final = target.run(target.embed(tokens), slice(None))[0, trace.prompt_tokens - 1 : -1]
+        law = target.logits(final).softmax(-1)
+        assert trace.teacher_ids.shape == (12, min(TEACHER_TOP, VOCAB))
+        torch.testing.assert_close(
+            trace.teacher_probs.float(), law.gather(1, trace.teacher_ids.long()), rtol=2e-3, atol=1e-3
+        )
+        assert torch.equal(trace.teacher_ids[:, 0].long(), law.argmax(-1))
+
+
+def test_sampling_follows_its_seed():
+    target = tiny_target()
+
+    def outputs(seed):
+        return [t.tokens.tolist() for t in record(target, sampling=Sampling(1.0), seed=seed)]
+
+    assert outputs(1) == outputs(1)
+    assert outputs(1) != outputs(2)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_shortest_outputs(limit):
+    for trace in record(tiny_target(), max_new_tokens=limit):
+        assert len(trace.teacher_ids) == limit
+        assert len(trace.states[1]) == len(trace.tokens) - 1

@@ -1,0 +1,187 @@
+"""Corpus and training end to end on a tiny model: resuming, learning, cards, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eesd.distill import corpus as corpus_module
+from eesd.distill import train as train_module
+from eesd.distill.corpus import generate_corpus, read_corpus
+from eesd.distill.train import choose_vocabulary, epoch_batches, learning_rate_factor, train_head
+from eesd.drafting.exit_head import load_exit_head
+from eesd.errors import EesdError
+from eesd.models.loading import load_target
+from eesd.models.special import fingerprint
+from tests.toys import write_tiny_data, write_tiny_model
+
+HEAD = {
+    "kind": "exit_layer",
+    "exit_layer": 2,
+    "init": "last",
+    "vocab_rows": 64,
+    "epochs": 6,
+    "batch": 4,
+    "learning_rate": 3e-3,
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return {
+        "tasks": ["asdiv"],
+        "prompts_per_task": 12,
+        "held_out_per_task": 4,
+        "max_new_tokens": 10,
+        "max_prompt_tokens": 400,
+        "temperature": 0.0,
+        "batch": 4,
+        "seed": 0,
+        "exit_layers": [2],
+        "dtype": "float32",
+        "resources": "resources",
+        "data_dir": str(write_tiny_data(tmp_path_factory.mktemp("data"))),
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(model, settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("corpus") / "default"
+    generate_corpus(model, settings, out)
+    return out
+
+
+def test_corpus_holds_what_was_asked_for(corpus):
+    index = json.loads((corpus / "corpus.json").read_text())
+    assert sum(entry["rows"] for entry in index["shards"].values()) == 16
+    train = read_corpus(corpus, 2, "train")["asdiv"]
+    assert len(train) == 12
+    assert index["generated_tokens"]["train"]["asdiv"] == sum(len(t.teacher_ids) for t in train)
+    held_out = {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in read_corpus(corpus, 2, "calibration")["asdiv"]}
+    assert not held_out & {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in train}
+
+
+def test_interrupted_corpus_goes_on_without_repeating_shards(model, settings, corpus, tmp_path, monkeypatch):
+    calls = []
+    original = corpus_module.record_batch
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(corpus_module, "record_batch", failing)
+    out = tmp_path / "default"
+    with pytest.raises(KeyboardInterrupt):
+        generate_corpus(model, settings, out)
+    assert not out.exists()
+    generate_corpus(model, settings, out)
+    assert len(calls) == 1 + 4  # four shards, one of them attempted twice
+    for shard in sorted(corpus.glob("*.safetensors")):
+        again = load_file(out / shard.name)
+        for name, tensor in load_file(shard).items():
+            assert torch.equal(tensor, again[name])
+
+
+def test_other_settings_start_the_corpus_anew(model, settings, tmp_path, monkeypatch):
+    out = tmp_path / "default"
+    work = tmp_path / "default.work"
+    work.mkdir()
+    (work / "settings_hash").write_text("other")
+    (work / "train-asdiv-0000.safetensors").write_text("stale")
+    generate_corpus(model, settings, out)
+    assert len(read_corpus(out, 2, "train")["asdiv"]) == 12
+
+
+def test_wrong_layer_or_unfinished_corpus_is_refused(corpus, tmp_path):
+    with pytest.raises(EesdError, match=r"layers \[2\], not 3"):
+        read_corpus(corpus, 3, "train")
+    with pytest.raises(EesdError, match="no complete corpus"):
+        read_corpus(tmp_path, 2, "train")
+
+
+def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path):
+    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    target = load_target(model, "float32")
+    out = tmp_path / "exit2"
+    train_head(model, corpus, HEAD, out)
+    trained, card = load_exit_head(out, target, fingerprint(model))
+    fresh = train_module.build_head(target, trained.token_ids, HEAD)
+    rows = train_module.row_of_token(trained, target.config.vocab_size)
+    with torch.inference_mode():
+        before, after = (train_module.batch_loss(head, target, traces, 2, rows) for head in (fresh, trained))
+    assert after < before - 0.2
+    assert card["vocab_rows"] == 64
+    assert set(card["agreement"]["asdiv"]) == {"top1", "expected_acceptance", "positions"}
+    assert card["train_tokens"] == sum(len(t.teacher_ids) for t in traces)
+    assert not (tmp_path / "exit2.work").exists()
+
+
+def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monkeypatch):
+    train_head(model, corpus, HEAD, tmp_path / "straight")
+    monkeypatch.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
+    original, calls = train_module.batch_loss, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train_module, "batch_loss", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train_head(model, corpus, HEAD, tmp_path / "broken")
+    train_head(model, corpus, HEAD, tmp_path / "broken")
+    assert len(calls) == 18 + 1  # six epochs of three batches, one of them attempted twice
+    straight, resumed = (load_file(tmp_path / name / "head.safetensors") for name in ("straight", "broken"))
+    for name, tensor in straight.items():
+        torch.testing.assert_close(resumed[name], tensor)
+
+
+def test_a_head_for_another_model_is_refused_with_both_fingerprints(model, corpus, tmp_path):
+    train_head(model, corpus, {**HEAD, "epochs": 1}, tmp_path / "exit2")
+    target = load_target(model, "float32")
+    with pytest.raises(EesdError, match=f"{fingerprint(model)}.*000000000000"):
+        load_exit_head(tmp_path / "exit2", target, "000000000000")
+    with pytest.raises(EesdError, match="no trained head here"):
+        load_exit_head(tmp_path / "none", target, "x")
+
+
+def test_bad_head_settings_are_refused(model, corpus, tmp_path):
+    with pytest.raises(EesdError, match="exit_layer must lie between 1 and 3"):
+        train_head(model, corpus, {**HEAD, "exit_layer": 4}, tmp_path / "x")
+    with pytest.raises(EesdError, match=r"Unknown init 'lst'.* Did you mean 'last'"):
+        train_head(model, corpus, {**HEAD, "init": "lst"}, tmp_path / "x")
+
+
+def test_vocabulary_is_the_most_frequent_tokens(corpus):
+    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    written = torch.cat([t.tokens[t.prompt_tokens :] for t in traces]).tolist()
+    chosen = choose_vocabulary(traces, 5, 257).tolist()
+    assert chosen == sorted(chosen)
+    least = min(written.count(token) for token in chosen)
+    assert all(written.count(token) <= least for token in set(written) - set(chosen))
+    assert choose_vocabulary(traces, "full", 257) is None
+    assert choose_vocabulary(traces, 1000, 257) is None
+
+
+def test_every_trace_is_seen_once_an_epoch(corpus):
+    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    batches = epoch_batches(traces, 5, seed=3)
+    assert sorted(id(t) for batch in batches for t in batch) == sorted(map(id, traces))
+
+
+def test_learning_rate_warms_up_and_decays():
+    factors = [learning_rate_factor(step, 100) for step in range(100)]
+    assert factors[0] < factors[4] == 1.0
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)

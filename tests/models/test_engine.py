@@ -1,0 +1,257 @@
+"""The C++ engine: torch's numbers within rounding, and bit for bit the same numbers for any number of rows."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from eesd.errors import EesdError
+from eesd.models import kernels
+from eesd.models.engine import attach_engine, make_engine
+from eesd.models.kernels.packing import bfloat16_exact
+from eesd.models.loading import load_target
+from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
+from tests.toys import tiny_target
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+SHAPES = {
+    "llama": {},
+    "grouped": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "hidden_size": 96, "intermediate_size": 200},
+    "biases": {"qkv_bias": True, "output_bias": True},
+    "qk_norm": {"qk_norm": True, "head_dim": 24, "num_kv_heads": 4},
+    "window": {"window": 20, "head_dim": 128},
+    "odd": {"hidden_size": 40, "intermediate_size": 61, "vocab_size": 53, "num_heads": 3, "num_kv_heads": 1},
+}
+LENGTH = 150
+
+
+@pytest.fixture(params=SHAPES)
+def target(request: pytest.FixtureRequest) -> Transformer:
+    return small(SHAPES[request.param])
+
+
+def small(shape: dict, dtype: torch.dtype = torch.float32) -> Transformer:
+    """A random target with a long enough context; its weights are bfloat16 numbers, as a real checkpoint's are."""
+    target = tiny_target(max_positions=512, **shape)
+    with torch.no_grad():
+        for weight in target.parameters():
+            weight.mul_(0.3 if weight.dim() > 1 else 1.0).copy_(weight.bfloat16())
+    return target.to(dtype)
+
+
+def with_engine(target: Transformer) -> Transformer:
+    fast = copy.deepcopy(target)
+    assert attach_engine(fast, "cpp").name.startswith("cpp-")
+    return fast
+
+
+def decode(target: Transformer, cuts: list[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """States and logits of LENGTH tokens run in pieces that end at `cuts`, and the cache they leave."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, target.config.vocab_size, (1, LENGTH), generator=generator)
+    cache = target.new_cache(LENGTH + 3)
+    states = []
+    with torch.inference_mode():
+        for begin, end in zip([0, *cuts], [*cuts, LENGTH], strict=True):
+            states.append(target.run(target.embed(tokens[:, begin:end]), slice(None), cache, begin))
+        states = torch.cat(states, 1)
+        return states, target.logits(states), torch.stack((cache.keys, cache.values))
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max())
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_same_numbers_as_torch(target: Transformer, dtype: torch.dtype, tolerance: float) -> None:
+    target.to(dtype)
+    plain, fast = (decode(t, [100, 101, 104, 120]) for t in (target, with_engine(target)))
+    assert all(close(a, b, tolerance) for a, b in zip(fast, plain, strict=True))
+    assert fast[1].dtype == torch.float32
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtype) -> None:
+    """One by one, in verification-sized pieces and all at once give the same bits, caches included."""
+    fast = with_engine(target.to(dtype))
+    one_by_one = decode(fast, list(range(1, LENGTH)))
+    for cuts in ([], list(range(7, LENGTH, 7)), [60, 62, 65, 69, 74, 80, 87, 95, 104, 114, 125, 137]):
+        assert all(torch.equal(a, b) for a, b in zip(decode(fast, cuts), one_by_one, strict=True))
+
+
+@needs_compiler
+def test_layers_cut_in_two_and_threads_change_nothing() -> None:
+    fast = with_engine(small(SHAPES["grouped"], torch.bfloat16))
+    hidden = fast.embed(torch.arange(5)[None])
+    threads = torch.get_num_threads()
+    with torch.inference_mode():
+        whole = fast.run(hidden, slice(None), fast.new_cache(9), 0)
+        cache = fast.new_cache(9)
+        assert torch.equal(fast.run(fast.run(hidden, slice(0, 1), cache), slice(1, None), cache), whole)
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(fast.run(hidden, slice(None), fast.new_cache(9), 0), whole)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seq", [1, 3, 40])
+def test_ragged_batches_and_trees(target: Transformer, seq: int) -> None:
+    """Rows at their own slots, and tokens that see what a mask says at positions that differ from their slots."""
+    fast = with_engine(target)
+    prompt, tokens = torch.randint(0, 50, (4, 70)), torch.randint(0, 50, (4, seq))
+    slots = torch.tensor([70, 11, 64, 33])[:, None] + torch.arange(seq)
+    results = []
+    for model in (target, fast):
+        cache = model.new_cache(112, batch=4)
+        with torch.inference_mode():
+            model.run(model.embed(prompt), slice(None), cache)
+            ragged = model.run(model.embed(tokens), slice(None), cache, slots)
+            mask = torch.rand(1, 1, seq, 70 + seq, generator=torch.Generator().manual_seed(0)) < 0.5
+            mask[..., 0] = True
+            positions = 70 + torch.arange(seq)[None] // 2
+            tree = model.run(model.embed(tokens[:1]), slice(None), first_row(cache), 70, positions, mask)
+        results.append((ragged, tree, cache.keys))
+    assert all(close(a, b, 1e-4) for a, b in zip(results[1], results[0], strict=True))
+
+
+def first_row(cache):
+    """The first batch row, as a cache that is a view with strides of its own."""
+    first = copy.copy(cache)
+    first.keys, first.values = cache.keys[:, :1], cache.values[:, :1]
+    return first
+
+
+@needs_compiler
+def test_exit_layer_and_draft_head_with_weights_beyond_bfloat16() -> None:
+    target = small(SHAPES["grouped"])
+    fast = with_engine(target)
+    layer, weight = Layer(target.config).requires_grad_(False), torch.randn(37, target.config.hidden_size)
+    assert not bfloat16_exact(weight)
+    hidden = torch.randn(1, 5, target.config.hidden_size)
+    results = []
+    for engine in (None, fast.engine):
+        if engine:
+            engine.pack(layer)
+            engine.pack(weight)
+        with torch.inference_mode():
+            states = run_layers([layer], target.rotary, hidden, [target.new_cache(8, num_layers=1).layer(0)])
+            results.append((states, head_logits(states, target.norm, weight)))
+            if engine:
+                assert torch.equal(engine.linear(states, weight)[:, 2:3], engine.linear(states[:, 2:3], weight))
+    assert all(close(a, b, 1e-5) for a, b in zip(*results, strict=True))
+    assert copy.deepcopy(layer).packed is None
+
+
+@needs_compiler
+def test_calls_left_to_torch() -> None:
+    """Autograd, changed weights, no cache, float64: no answer from the engine, and the right one from torch."""
+    target = small(SHAPES["llama"])
+    fast = with_engine(target)
+    hidden = torch.randn(1, 3, target.config.hidden_size)
+
+    def answer(cache=None, hidden=hidden) -> Tensor | None:
+        cache = cache or fast.new_cache(8)
+        caches = [cache.layer(i) for i in range(len(fast.layers))]
+        return fast.engine.run_layers(fast.layers, fast.rotary, hidden, caches, 0, None, None)
+
+    assert answer() is None and fast.engine.head_logits(hidden, fast.norm, fast.head_weight) is None
+    with torch.no_grad():
+        assert answer() is not None
+        assert answer(hidden=hidden.double()) is None
+        assert fast.engine.run_layers(fast.layers, fast.rotary, hidden, [None] * 4, 0, None, None) is None
+        fast.layers[1].down.weight.mul_(2)
+        assert answer() is None
+        target.layers[1].down.weight.mul_(2)
+        expected = target.run(hidden, slice(None), target.new_cache(8))
+        assert torch.equal(fast.run(hidden, slice(None), fast.new_cache(8)), expected)
+        fast.engine.pack(fast.layers[1])
+        assert close(answer(), expected, 1e-5)
+    out = fast.run(hidden.requires_grad_(), slice(None))
+    assert torch.autograd.grad(out.sum(), hidden)[0].abs().sum() > 0
+
+
+def test_without_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.delenv("EESD_ENGINE", raising=False)
+    target = tiny_target()
+    engine = attach_engine(target)
+    assert engine.name == "torch (no compiler)" and "no-such-compiler" in engine.reason
+    with torch.inference_mode():
+        assert target.logits(target.embed(torch.arange(3)[None])).shape == (1, 3, target.config.vocab_size)
+    with pytest.raises(EesdError, match="install"):
+        make_engine("cpp")
+
+
+@needs_compiler
+def test_build_failure_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("EESD_CACHE", str(tmp_path))
+    monkeypatch.delenv("EESD_ENGINE", raising=False)
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "--no-such-flag"))
+    engine = make_engine()
+    assert engine.name == "torch (build failed)" and "no-such-flag" in engine.reason
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_engine_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EESD_ENGINE", "torch")
+    assert make_engine().name == "torch (chosen)"
+    with pytest.raises(EesdError, match="Did you mean 'torch'"):
+        make_engine("torhc")
+
+
+@needs_compiler
+def test_library_key_follows_sources_and_flags(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    before = kernels.library_key("g++")
+    assert kernels.library_key("g++") == before
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g"))
+    flagged = kernels.library_key("g++")
+    for path in kernels.KERNELS.glob("*.[ch]*"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(kernels, "KERNELS", tmp_path)
+    assert kernels.library_key("g++") == flagged
+    (tmp_path / "tile.h").write_text("// changed")
+    assert len({before, flagged, kernels.library_key("g++")}) == 3
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_two_processes_build_one_library(tmp_path) -> None:
+    code = "from eesd.models.kernels import build; print(build())"
+    environment = {**os.environ, "EESD_CACHE": str(tmp_path)}
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) for _ in range(2)]
+    paths = {run.communicate()[0] for run in runs}
+    assert len(paths) == 1 and len(list(tmp_path.glob("*.so"))) == 1 and all(run.returncode == 0 for run in runs)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_greedy_tokens_of_the_real_model(root) -> None:
+    folder = root / "resources/models/smollm2-135m"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("the embedded model has not been converted")
+    target = load_target(folder, "float32")
+    prompt = torch.arange(1000, 1040)[None]
+    outputs = []
+    for attach in (False, True):
+        if attach:
+            attach_engine(target, "cpp")
+        with torch.inference_mode():
+            cache, tokens = target.new_cache(128), prompt
+            hidden = target.run(target.embed(tokens), slice(None), cache)
+            for slot in range(40, 80):
+                tokens = torch.cat((tokens, target.logits(hidden[:, -1:]).argmax(-1)), 1)
+                hidden = target.run(target.embed(tokens[:, slot:]), slice(None), cache, slot)
+        outputs.append(tokens)
+    assert torch.equal(*outputs)

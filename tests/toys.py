@@ -1,0 +1,115 @@
+"""Toy models and drafters: milliseconds each, with known behaviour."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eesd.drafting.base import Draftable, Drafter
+from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
+from eesd.models.cache import KVCache
+from eesd.models.config import ModelConfig
+from eesd.models.transformer import Transformer
+
+VOCAB = 50
+
+
+def tiny_config(**changes) -> ModelConfig:
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "max_positions": 256,
+    }
+    return ModelConfig(**{**sizes, **changes})
+
+
+def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Transformer:
+    """A random target whose greedy output varies: weights are large enough to matter."""
+    torch.manual_seed(seed)
+    target = Transformer(tiny_config(**changes))
+    for weight in target.parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(0, 0.3)
+    return target.to(dtype).requires_grad_(False).eval()
+
+
+def tiny_head(target: Transformer, rows: int | None = None, seed: int = 1) -> ExitHead:
+    """An exit head that starts as the target's last layer, norm and head, over the first `rows` tokens."""
+    torch.manual_seed(seed)
+    head = ExitHead(target.config, None if rows is None else torch.arange(rows))
+    head.layer.load_state_dict(target.layers[-1].state_dict())
+    head.norm.load_state_dict(target.norm.state_dict())
+    head.head.weight.data.copy_(target.head_weight[: rows or target.config.vocab_size])
+    return head.to(target.dtype).requires_grad_(False).eval()
+
+
+def exit_drafter(target: Transformer, exit_layer: int = 3, rows: int | None = None) -> ExitHeadDrafter:
+    """With exit_layer = 3 of 4 and all rows this drafter is the target itself, so it is always right."""
+    return ExitHeadDrafter(tiny_head(target, rows), exit_layer)
+
+
+class ScriptedDrafter(Drafter):
+    """Drafts from a known continuation, shifted by `error`: 0 is always right, 1 always wrong."""
+
+    def __init__(self, prompt: Sequence[int], continuation: Sequence[int], error: int = 0) -> None:
+        self.script, self.error = [*prompt, *continuation], error
+
+    def begin(self, target: Transformer, cache: KVCache, states: Tensor) -> None:
+        self.vocab_size = target.config.vocab_size
+
+    def draft(self, chain: Draftable, pending: int, slot: int) -> None:
+        while not chain.stop:
+            slot += 1
+            # Past the script any token will do.
+            token = (self.script[slot] if slot < len(self.script) else 0) + self.error
+            logits = torch.full((self.vocab_size,), -50.0)
+            logits[token % self.vocab_size] = 50.0
+            chain.extend(logits)
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """A random Llama of a few thousand weights with a byte tokenizer, as a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<eos>": 0, **{symbol: i for i, symbol in enumerate(alphabet, 1)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_data(folder: Path, rows: int = 40) -> Path:
+    """A `data_dir` with short ASDiv rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"passage": f"Ann has {i} nuts.", "question": "How many?", "answer": f"{i} (nuts)"})
+        for i in range(rows)
+    ]
+    (folder / "asdiv.jsonl").write_text("\n".join(lines))
+    return folder

@@ -1,0 +1,26 @@
+"""Measurements: one job decodes all prompts of one (model, task, group) with every method of the group.
+
+Timed rules run alone: they claim all cores, and `timed=1`, of which the profile has one.
+"""
+
+
+# Decode each prompt with all methods back to back; an interrupted run continues from its .part file.
+rule bench_group:
+    input:
+        model="resources/models/{model}",
+        heads=lambda wildcards: head_files(wildcards.model, [wildcards.group], "head.safetensors"),
+        cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
+        data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
+        modules=modules("eesd/bench", "eesd/decoding", "eesd/drafting", "eesd/control", "eesd/models", "eesd/tasks"),
+    output:
+        "results/bench/{model}/{task}/{group}.jsonl",
+    log:
+        "logs/bench/{model}/{task}/{group}.log",
+    threads: workflow.cores
+    resources:
+        timed=1,
+        gpu=1,
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_bench(config, *wildcards)),
+    shell:
+        "python -m eesd bench --model {input.model} --settings {params.settings:q} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,72 @@
+"""Shared by every stage: the checked configuration, wildcards, and where modules and settings come from.
+
+Everything that can be wrong in a configuration is found here, before the first job; the checks live in eesd/settings.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+from shlex import quote
+
+from snakemake.exceptions import WorkflowError
+
+# The package beside the Snakefile is the one that plans and runs, installed or not.
+sys.path.insert(0, workflow.basedir)
+
+from eesd import settings
+from eesd.errors import EesdError
+
+try:
+    settings.complete(config)
+except EesdError as error:
+    raise WorkflowError(str(error)) from None
+
+
+# `python` in a rule is the interpreter that runs Snakemake, activated or not. A prefix is no part of the command, so
+# neither another environment nor another checkout reruns anything. It replaces Snakemake's strict mode, hence `set`.
+bin_folder, package_folder = quote(str(Path(sys.executable).parent)), quote(workflow.basedir)
+shell.prefix(f'set -euo pipefail; export PATH={bin_folder}:"$PATH" PYTHONPATH={package_folder}; ')
+
+TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads"]
+FIGURES = ["speedup", "acceptance", "time_split", "heads"]
+FORMATS = ["pdf", "png", "svg"]
+SOURCES = [".py", ".cpp", ".h"]
+
+
+def modules(*paths):
+    """Files, or all Python and C++ files of folders, as input of the rules that execute them."""
+    found = []
+    for path in map(Path(workflow.basedir).joinpath, paths):
+        files = [path] if path.is_file() else sorted(file for end in SOURCES for file in path.glob(f"**/*{end}"))
+        if not files:
+            raise WorkflowError(f"No module {path}: correct modules(...) in workflow/rules.")
+        found += files
+    # Relative where possible: the same command in another checkout has the same inputs.
+    here = Path.cwd()
+    return [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found]
+
+
+def to_json(resolve):
+    """A params function: what `resolve(config, wildcards)` returns, as JSON in one spelling."""
+    return lambda wildcards: json.dumps(resolve(config, wildcards), sort_keys=True)
+
+
+def each(option, values):
+    """`option` before each of the values, as the command line takes lists."""
+    return [word for value in values for word in (option, value)]
+
+
+def bench_files():
+    """Row files of everything that runs."""
+    return [f"results/bench/{model}/{task}/{group}.jsonl" for model, task, group in settings.bench_cells(config)]
+
+
+def head_files(model, groups, name):
+    """Files `name` (`head.safetensors`, `card.json`) of the heads that these groups use."""
+    return [f"{settings.head_path(model, head)}/{name}" for head in settings.used_heads(config, groups)]
+
+
+def card_files():
+    """Cards of all heads of everything that runs."""
+    run = config["run"]
+    return [card for model in run["models"] for card in head_files(model, run["groups"], "card.json")]

@@ -1,0 +1,48 @@
+"""Heads learnt from the target's own outputs."""
+
+
+# Let the target answer training prompts, recording exit-layer states and teacher probabilities on the way.
+rule generate_corpus:
+    input:
+        model="resources/models/{model}",
+        data=lambda wildcards: settings.data_inputs(config, config["corpora"][wildcards.corpus]["tasks"]),
+        modules=modules(
+            "eesd/distill/corpus.py",
+            "eesd/distill/record.py",
+            "eesd/decoding/sampling.py",
+            "eesd/tasks",
+            "eesd/models",
+        ),
+    output:
+        directory("results/corpus/{model}/{corpus}"),
+    log:
+        "logs/corpus/{model}/{corpus}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_corpus(config, wildcards.corpus)),
+    shell:
+        "python -m eesd corpus --model {input.model} --settings {params.settings:q} --out {output} 2>&1 | tee {log}"
+
+
+# Distil one head from the corpus.
+rule train_head:
+    input:
+        model="resources/models/{model}",
+        corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
+        modules=modules("eesd/distill", "eesd/drafting/exit_head.py", "eesd/models"),
+    output:
+        head="results/heads/{model}/{head}/head.safetensors",
+        card="results/heads/{model}/{head}/card.json",
+    log:
+        "logs/heads/{model}/{head}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_head(config, wildcards.head)),
+        out=lambda wildcards: settings.head_path(wildcards.model, wildcards.head),
+    shell:
+        "python -m eesd train --model {input.model} --corpus {input.corpus}"
+        " --settings {params.settings:q} --out {params.out} 2>&1 | tee {log}"

@@ -1,0 +1,61 @@
+"""From rows to tables."""
+
+
+# Compute every table from rows and head cards alone.
+rule make_tables:
+    input:
+        rows=bench_files(),
+        cards=card_files(),
+        modules=modules("eesd/analysis"),
+    output:
+        [
+            report(
+                f"results/tables/{table}.csv",
+                caption=f"../report/{table}.rst",
+                category="Tables",
+                labels={"table": table.replace("_", " ")},
+            )
+            for table in TABLES
+        ],
+    log:
+        "logs/tables/tables.log",
+    params:
+        out=lambda wildcards, output: Path(output[0]).parent,
+        cards=lambda wildcards, input: each("--cards", input.cards),
+    shell:
+        "python -m eesd tables --out {params.out} {params.cards:q} {input.rows:q} 2>&1 | tee {log}"
+
+
+# List the machine, versions, settings and wall time behind the rows.
+rule collect_provenance:
+    input:
+        rows=bench_files(),
+        modules=modules("eesd/analysis"),
+    output:
+        report(
+            "results/tables/provenance.csv",
+            caption="../report/provenance.rst",
+            category="Tables",
+            labels={"table": "provenance"},
+        ),
+    log:
+        "logs/tables/provenance.log",
+    params:
+        rows=lambda wildcards, input: each("--rows", input.rows),
+    shell:
+        "python -m eesd provenance {params.rows:q} --out {output} 2>&1 | tee {log}"
+
+
+# Fail if an output differs from vanilla's without the evidence of a tie; apart from the tables, so that they survive it.
+rule check_lossless:
+    input:
+        tables=expand("results/tables/{table}.csv", table=["lossless", "divergences"]),
+        modules=modules("eesd/analysis/verdict.py"),
+    output:
+        "results/lossless.txt",
+    log:
+        "logs/tables/lossless.log",
+    params:
+        tables=lambda wildcards, input: Path(input.tables[0]).parent,
+    shell:
+        "python -m eesd lossless --tables {params.tables} --out {output} 2>&1 | tee {log}"
