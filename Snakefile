@@ -35,6 +35,7 @@ rule all:
         expand("results/tables/{table}.csv", table=TABLES),
         expand("figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
         "results/tables/provenance.csv",
+        "results/tables/engine.csv",
         "results/lossless.txt",
 
 

@@ -158,17 +158,26 @@ def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of table
 @app.command()
 def hardware(
     out: Out,
-    table: Annotated[Path, typer.Option(help="where to write engine.csv")],
     model: Annotated[Path | None, typer.Option(help="folder of a converted model")] = None,
     shape: Annotated[str | None, typer.Option(help="or a shape with random weights, such as llama-2-13b")] = None,
     exit_layer: int = 4,
     dtype: str = "auto",
+    contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,512,1024,2048",
     rounds: int = 15,
 ) -> None:
-    """Measure what every piece of decoding costs on this machine."""
+    """Measure what every piece of decoding costs on this machine, as a cost table."""
     from eesd.bench.hardware import measure_hardware
 
-    measure_hardware(model, shape, out, table, exit_layer, dtype, rounds=rounds)
+    lengths = [int(length) for length in contexts.split(",")]
+    measure_hardware(model, shape, out, exit_layer, dtype, lengths, rounds)
+
+
+@app.command()
+def engine(costs: Annotated[list[Path], typer.Argument(help="cost tables of `eesd hardware`")], out: Out) -> None:
+    """Tabulate measured costs as engine.csv."""
+    from eesd.analysis.engine import write_engine_table
+
+    write_engine_table(costs, out)
 
 
 @app.command()

@@ -11,8 +11,6 @@ leaves them.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 import statistics
@@ -41,19 +39,6 @@ CONTEXTS = (128, 512, 1024, 2048)
 ROUNDS = 15
 DRAFT_ROWS = 8192
 STREAM_BYTES = 1 << 30
-COLUMNS = (
-    "model",
-    "device",
-    "dtype",
-    "path",
-    "query_tokens",
-    "context_tokens",
-    "seconds",
-    "bytes",
-    "bandwidth_share",
-    "engine",
-    "threads",
-)
 
 
 @dataclass(frozen=True)
@@ -81,13 +66,12 @@ def measure_hardware(
     model: Path | None,
     shape: str | None,
     out: Path,
-    table: Path,
     exit_layer: int = 4,
     dtype: str = "auto",
     contexts: Sequence[int] = CONTEXTS,
     rounds: int = ROUNDS,
 ) -> None:
-    """Time all pieces and write the cost table (JSON) and `engine.csv`; give a model folder or the name of a shape."""
+    """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape."""
     target, name = _target(model, shape, dtype)
     engine = attach_engine(target)
     if not 1 <= exit_layer < target.config.num_layers:
@@ -102,14 +86,12 @@ def measure_hardware(
         for context in contexts:
             pieces = bench.at(context) + ([peer(context)] if peer else [])
             costs += time_pieces(pieces, context, rounds, target.device, bar.update)
-    header = {
+    found = {
         "model": name,
         "device": facts.device_name(str(target.device)),
         "dtype": str(target.dtype).removeprefix("torch."),
         "engine": engine.name,
         "threads": torch.get_num_threads(),
-    }
-    extra = {
         "exit_layer": exit_layer,
         "draft_rows": bench.draft_rows,
         "read_bandwidth_bytes_per_s": bandwidth,
@@ -117,9 +99,9 @@ def measure_hardware(
         "controller_step_s": controller_step(),
         "versions": facts.versions(),
         "commit": facts.commit(),
+        "costs": [asdict(cost) for cost in costs],
     }
-    write_atomic(out, json.dumps({**header, **extra, "costs": [asdict(cost) for cost in costs]}, indent=1) + "\n")
-    write_atomic(table, _csv(header, costs, bandwidth))
+    write_atomic(out, json.dumps(found, indent=1) + "\n")
 
 
 def _target(model: Path | None, shape: str | None, dtype: str) -> tuple[Transformer, str]:
@@ -293,14 +275,3 @@ def _peer(model: Path, target: Transformer) -> Callable[[int], Piece]:
         return Piece("hf_forward", 1, step, size)
 
     return at
-
-
-def _csv(header: dict[str, Any], costs: Sequence[Cost], bandwidth: float) -> str:
-    """`engine.csv`: one row a piece; `bandwidth_share` is the time its bytes need over the time it took."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for cost in costs:
-        share = cost.bytes / bandwidth / cost.seconds
-        writer.writerow({**header, **asdict(cost), "seconds": f"{cost.seconds:.6g}", "bandwidth_share": f"{share:.4g}"})
-    return stream.getvalue()

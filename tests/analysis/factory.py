@@ -145,3 +145,28 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**card, **changes}))
     return path
+
+
+def write_costs(path: Path, model: str = "toy", **changes: Any) -> Path:
+    """A cost table as `eesd hardware` writes it, two contexts, with round numbers."""
+    pieces = []
+    for context in (128, 1024):
+        singles = {"vanilla": 0.009, "first_layers": 0.001, "exit_layer": 0.0005, "draft_head": 0.0005, "draft": 0.002}
+        found = [(name, 1, seconds) for name, seconds in singles.items()]
+        found += [(name, k, 0.008 + 0.001 * k) for k in range(1, 17) for name in ("verify", "verify_from_exit")]
+        pieces += [
+            {"path": name, "query_tokens": k, "context_tokens": context, "seconds": seconds, "bytes": 270_000_000}
+            for name, k, seconds in found
+        ]
+    table = {
+        "model": model,
+        "device": "Toy CPU",
+        "dtype": "float32",
+        "engine": "torch",
+        "threads": 2,
+        "read_bandwidth_bytes_per_s": 45e9,
+        "controller_step_s": 1e-6,
+        "costs": pieces,
+    }
+    path.write_text(json.dumps({**table, **changes}))
+    return path

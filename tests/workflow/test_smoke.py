@@ -35,6 +35,7 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
         "quality",
         "rounds",
         "heads",
+        "engine",
         "provenance",
     }
     assert expected <= tables.keys()
@@ -44,7 +45,7 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
     greedy = tables["lossless"][tables["lossless"]["decoding"] == "greedy"]
     assert (greedy["identical"] + greedy["tie"] == greedy["n_items"]).all()
     assert (folder / "results/lossless.txt").stat().st_size > 0
-    for figure in ("speedup", "acceptance", "time_split", "heads"):
+    for figure in ("speedup", "acceptance", "time_split", "heads", "engine"):
         for suffix in ("pdf", "png", "svg"):
             assert (folder / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
 

@@ -72,7 +72,7 @@ def test_drawing_is_no_input_of_measuring(snakemake):
         inputs = re.search(rf"rule {rule}:\n    input: (.*)", output).group(1)
         assert "eesd/models/transformer.py" in inputs
         assert "eesd/analysis" not in inputs
-    assert "eesd/analysis/figures.py" in re.search(r"rule draw_speedup:\n    input: (.*)", output).group(1)
+    assert "eesd/analysis/figures/methods.py" in re.search(r"rule draw_speedup:\n    input: (.*)", output).group(1)
 
 
 def test_a_fresh_copy_plans_with_its_own_profile(snakemake, root: Path, tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Measurements: one job decodes all prompts of one (model, task, group) with every method of the group.
+"""Measurements: one job decodes all prompts of one (model, task, group) with every method of the group, another times
+the pieces of decoding.
 
 Timed rules run alone: they claim all cores, and `timed=1`, of which the profile has one.
 """
@@ -24,3 +25,25 @@ rule bench_group:
         settings=to_json(lambda config, wildcards: settings.resolve_bench(config, *wildcards)),
     shell:
         "python -m eesd bench --model {input.model} --settings {params.settings:q} --out {output} 2>&1 | tee {log}"
+
+
+# Time every piece of decoding alone: what explains the speedups, and what replay takes for the cost of a token.
+rule measure_hardware:
+    input:
+        model="resources/models/{model}",
+        modules=modules("eesd/bench/hardware.py", "eesd/drafting/exit_head.py", "eesd/models"),
+    output:
+        "resources/hardware/{model}.json",
+    log:
+        "logs/hardware/{model}.log",
+    threads: workflow.cores
+    resources:
+        timed=1,
+        gpu=1,
+    params:
+        exit_layer=config["hardware"]["exit_layer"],
+        contexts=",".join(map(str, config["hardware"]["contexts"])),
+        rounds=config["hardware"]["rounds"],
+    shell:
+        "python -m eesd hardware --model {input.model} --out {output} --exit-layer {params.exit_layer}"
+        " --contexts {params.contexts} --rounds {params.rounds} 2>&1 | tee {log}"

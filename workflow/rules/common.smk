@@ -28,7 +28,7 @@ bin_folder, package_folder = quote(str(Path(sys.executable).parent)), quote(work
 shell.prefix(f'set -euo pipefail; export PATH={bin_folder}:"$PATH" PYTHONPATH={package_folder}; ')
 
 TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads"]
-FIGURES = ["speedup", "acceptance", "time_split", "heads"]
+FIGURES = ["speedup", "acceptance", "time_split", "heads", "engine"]
 FORMATS = ["pdf", "png", "svg"]
 SOURCES = [".py", ".cpp", ".h"]
 

@@ -26,6 +26,24 @@ rule make_tables:
         "python -m eesd tables --out {params.out} {params.cards:q} {input.rows:q} 2>&1 | tee {log}"
 
 
+# Tabulate the measured costs of all models that run.
+rule make_engine_table:
+    input:
+        costs=expand("resources/hardware/{model}.json", model=config["run"]["models"]),
+        modules=modules("eesd/analysis/engine.py"),
+    output:
+        report(
+            "results/tables/engine.csv",
+            caption="../report/engine.rst",
+            category="Tables",
+            labels={"table": "engine"},
+        ),
+    log:
+        "logs/tables/engine.log",
+    shell:
+        "python -m eesd engine --out {output} {input.costs:q} 2>&1 | tee {log}"
+
+
 # List the machine, versions, settings and wall time behind the rows.
 rule collect_provenance:
     input:

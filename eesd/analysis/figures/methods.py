@@ -1,15 +1,12 @@
-"""Figures, each drawn from the tables alone: no row is read and no model is run.
+"""Figures that compare methods: speedup, acceptance, time split, heads.
 
-    figure("speedup", "results/tables", "figures/speedup")      # figures/speedup.pdf .png .svg
-
-To add one, register a function that takes the folder of tables and returns a matplotlib figure. In all figures a row of
-panels is one (model, group), a panel is one task, and every bar is labelled with its own value.
+A row of panels is one (model, group), a panel is one task, and every bar is labelled with its own value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,43 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eesd.analysis import style
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.figures.base import FIGURES, read_table
 from eesd.analysis.order import KEYS, method_key, natural
 from eesd.analysis.rows import PARTS
 from eesd.analysis.style import LINE_IN, Band, method_color, method_label, task_label
 from eesd.errors import EesdError
-from eesd.registry import Registry
 
-FIGURES: Registry[Callable[[Path], Figure]] = Registry("figure")
 NOT_SPLIT = "not split"
 SPLIT = (*PARTS, NOT_SPLIT)
 TOP1, EXPECTED = "same most likely token (top-1)", "expected acceptance"
 BAR = 0.74  # share of a line that its bar fills
-
-
-def figure(name: str, tables_dir: Path | str, out_stem: Path | str) -> list[Path]:
-    """Draw figure `name` from the tables and write it as PDF, PNG and SVG; returns the three paths."""
-    draw = FIGURES[name]
-    with style.style():
-        return style.save(draw(Path(tables_dir)), Path(out_stem))
-
-
-def read_table(tables_dir: Path, name: str) -> pd.DataFrame:
-    """A table of `eesd tables`; raises EesdError if it is missing, of another version, or empty."""
-    path = tables_dir / f"{name}.csv"
-    if not path.is_file():
-        raise EesdError(f"{path}: no such file. `eesd tables --out {tables_dir} ROWS...` writes it.")
-    # Only an empty cell is missing: 'none' and 'NA' are names somebody may use.
-    try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise EesdError(f"{path}: not a CSV table ({error}). Write it again with `eesd tables`.") from error
-    missing = [column for column in COLUMNS[name] if column not in table.columns]
-    if missing:
-        raise EesdError(f"{path}: no column {', '.join(missing)}. Write it again with `eesd tables`.")
-    if table.empty:
-        raise EesdError(f"{path}: no rows, so there is nothing to draw. Give `eesd tables` the files it is made from.")
-    return table
 
 
 @FIGURES.register("speedup")

@@ -1,0 +1,46 @@
+"""The registry of figures, and how one is drawn: from the tables alone, no row is read and no model is run.
+
+    figure("speedup", "results/tables", "figures/speedup")      # figures/speedup.pdf .png .svg
+
+To add one, register a function that takes the folder of tables and returns a matplotlib figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from eesd.analysis import style
+from eesd.analysis.columns import COLUMNS
+from eesd.errors import EesdError
+from eesd.registry import Registry
+
+FIGURES: Registry[Callable[[Path], Figure]] = Registry("figure")
+
+
+def figure(name: str, tables_dir: Path | str, out_stem: Path | str) -> list[Path]:
+    """Draw figure `name` from the tables and write it as PDF, PNG and SVG; returns the three paths."""
+    draw = FIGURES[name]
+    with style.style():
+        return style.save(draw(Path(tables_dir)), Path(out_stem))
+
+
+def read_table(tables_dir: Path, name: str) -> pd.DataFrame:
+    """A table of `eesd tables`; raises EesdError if it is missing, of another version, or empty."""
+    path = tables_dir / f"{name}.csv"
+    if not path.is_file():
+        raise EesdError(f"{path}: no such file. `eesd tables --out {tables_dir} ROWS...` writes it.")
+    # Only an empty cell is missing: 'none' and 'NA' are names somebody may use.
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise EesdError(f"{path}: not a CSV table ({error}). Write it again with `eesd tables`.") from error
+    missing = [column for column in COLUMNS[name] if column not in table.columns]
+    if missing:
+        raise EesdError(f"{path}: no column {', '.join(missing)}. Write it again with `eesd tables`.")
+    if table.empty:
+        raise EesdError(f"{path}: no rows, so there is nothing to draw. Give `eesd tables` the files it is made from.")
+    return table

@@ -1,0 +1,98 @@
+"""Where a token's time goes, and what verifying several tokens at once costs, against the bound of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eesd.analysis import style
+from eesd.analysis.figures.base import FIGURES, read_table
+from eesd.errors import EesdError
+
+DRAFTED = 4  # tokens drafted in the round that is drawn
+PIECES = {
+    "first layers": "#e69f00",
+    "exit layer": "#f0e442",
+    "draft head": "#d55e00",
+    "remaining layers and head": "#0072b2",
+}
+
+
+@FIGURES.register("engine")
+def draw_engine(tables_dir: Path) -> Figure:
+    """For each model: milliseconds of a vanilla token and of an EESD round, and verification against its tokens."""
+    table = read_table(tables_dir, "engine")
+    models = list(dict.fromkeys(table["model"]))
+    drawing = Figure(figsize=(style.PAGE_IN, 2.3 * len(models)), layout="constrained")
+    panels = drawing.subplots(len(models), 2, squeeze=False)
+    for model, (left, right) in zip(models, panels, strict=True):
+        own = table[table["model"] == model]
+        facts = own.iloc[0]
+        where = f"{model}, {facts['dtype']}, {facts['device']}, {facts['engine']}"
+        _round_panel(left, own[own["context_tokens"] == own["context_tokens"].min()], where)
+        _verify_panel(right, own)
+    return drawing
+
+
+def _seconds(own: pd.DataFrame, path: str, query_tokens: int = 1) -> float:
+    found = own[(own["path"] == path) & (own["query_tokens"] == query_tokens)]
+    if found.empty:
+        raise EesdError(f"engine.csv: no cost of {path} for {query_tokens} tokens. Measure again with `eesd hardware`.")
+    return float(found["seconds"].iloc[0])
+
+
+def _round_panel(panel: Axes, own: pd.DataFrame, where: str) -> None:
+    """Two stacked bars: one vanilla token, and one round that drafts `DRAFTED` tokens and verifies them."""
+    first, vanilla = _seconds(own, "first_layers"), _seconds(own, "vanilla")
+    bars = {
+        "vanilla\n1 token": {"first layers": first, "remaining layers and head": vanilla - first},
+        f"EESD round\n{DRAFTED} drafted": {
+            # Verification needs the first layers of the last drafted token too.
+            "first layers": (DRAFTED + 1) * first,
+            "exit layer": DRAFTED * _seconds(own, "exit_layer"),
+            "draft head": DRAFTED * _seconds(own, "draft_head"),
+            "remaining layers and head": _seconds(own, "verify_from_exit", DRAFTED + 1),
+        },
+    }
+    for line, parts in enumerate(bars.values()):
+        left = 0.0
+        for name, seconds in parts.items():
+            panel.barh(line, seconds * 1e3, 0.6, left=left, color=PIECES[name], label=name if line else None)
+            left += seconds * 1e3
+        panel.annotate(f"{left:.1f}", (left, line), xytext=(3, 0), textcoords="offset points", va="center")
+    panel.set_yticks(range(len(bars)), list(bars))
+    panel.set_ylim(len(bars) - 0.4, -0.6)
+    panel.set_xlim(0, panel.get_xlim()[1] * 1.12)
+    panel.set_xlabel("milliseconds")
+    panel.set_title(f"{where}\ncontext {own['context_tokens'].iloc[0]:.0f} tokens", loc="left")
+    panel.legend(loc="upper center", bbox_to_anchor=(0.45, -0.28), ncols=2, handlelength=1.0, columnspacing=1.2)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _verify_panel(panel: Axes, own: pd.DataFrame) -> None:
+    """Milliseconds of all layers and head against tokens at once, one line a context, and the time its bytes need."""
+    verify = own[own["path"] == "verify"]
+    contexts = sorted(verify["context_tokens"].unique())
+    for index, context in enumerate(contexts):
+        line = verify[verify["context_tokens"] == context].sort_values("query_tokens")
+        share = 0.35 + 0.6 * index / max(1, len(contexts) - 1)
+        color = style.matplotlib.colormaps["Blues"](share)
+        milliseconds = line["seconds"] * 1e3
+        panel.plot(line["query_tokens"], milliseconds, color=color, marker="o", markersize=2.5, linewidth=1)
+        end = (line["query_tokens"].iloc[-1], milliseconds.iloc[-1])
+        panel.annotate(f"{context:.0f}", end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5)
+    nearest = verify[verify["context_tokens"] == contexts[0]]
+    bound = float((nearest["seconds"] * nearest["bandwidth_share"]).iloc[0]) * 1e3
+    panel.axhline(bound, color="0.2", linewidth=0.8, linestyle=(0, (4, 2)))
+    note = {"xytext": (0, -3), "textcoords": "offset points", "ha": "right", "va": "top"}
+    panel.annotate("read bandwidth bound", (16, bound), **note)
+    panel.set_ylim(0, None)
+    panel.set_xlim(0.3, 17.8)
+    panel.set_xticks([1, 4, 8, 12, 16])
+    panel.set_xlabel("tokens verified at once (labels: context tokens)")
+    panel.set_ylabel("milliseconds")
+    panel.set_title("verification", loc="left")
+    panel.spines[["top", "right"]].set_visible(False)

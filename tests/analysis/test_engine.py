@@ -1,0 +1,38 @@
+"""engine.csv from cost tables: numbers by hand, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eesd.analysis.engine import write_engine_table
+from eesd.analysis.figures import figure
+from eesd.errors import EesdError
+from tests.analysis.factory import write_costs
+
+
+def test_bandwidth_share_by_hand(tmp_path: Path) -> None:
+    table = write_engine_table([write_costs(tmp_path / "toy.json")], tmp_path / "engine.csv")
+    vanilla = table[(table["path"] == "vanilla") & (table["context_tokens"] == 128)].iloc[0]
+    # 270 MB at 45 GB/s take 6 ms of the 9 ms measured.
+    assert vanilla["bandwidth_share"] == pytest.approx(6 / 9)
+    assert (table["path"] == "controller").sum() == 1
+
+
+def test_two_models_are_two_rows_of_panels(tmp_path: Path) -> None:
+    files = [write_costs(tmp_path / "a.json", "a"), write_costs(tmp_path / "b.json", "b")]
+    table = write_engine_table(files, tmp_path / "engine.csv")
+    assert set(table["model"]) == {"a", "b"}
+    assert all(path.is_file() for path in figure("engine", tmp_path, tmp_path / "engine"))
+
+
+def test_bad_cost_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EesdError, match="not a cost table"):
+        write_engine_table([tmp_path / "none.json"], tmp_path / "engine.csv")
+    piece = {"path": "vanilla", "query_tokens": 1, "context_tokens": 8, "seconds": 0.0, "bytes": 1}
+    with pytest.raises(EesdError, match=r"vanilla took 0\.0 s"):
+        write_engine_table([write_costs(tmp_path / "zero.json", costs=[piece])], tmp_path / "engine.csv")
+    write_engine_table([write_costs(tmp_path / "few.json", costs=[{**piece, "seconds": 1.0}])], tmp_path / "engine.csv")
+    with pytest.raises(EesdError, match="no cost of first_layers"):
+        figure("engine", tmp_path, tmp_path / "engine")
