@@ -42,7 +42,7 @@ $(READY): requirements.lock pyproject.toml
 		echo "error: could not create $(VENV). On Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
 	total=$$(grep -c '==' requirements.lock)
 	echo "[2/3] $$total pinned packages from requirements.lock (minutes; torch is the large one)"
-	"$(BIN)/python" -m pip install --disable-pip-version-check --no-input $(PIP_EXTRA) -r requirements.lock \
+	PYTHONUNBUFFERED=1 "$(BIN)/python" -m pip install --disable-pip-version-check --no-input $(PIP_EXTRA) -r requirements.lock \
 		| awk -v total="$$total" '/^Collecting /{n++; printf "      %d/%d %s\n", n, total, $$2; fflush()} \
 			/^Installing collected/{print "      unpacking"; fflush()}'
 	echo "[3/3] eesd itself, in place"

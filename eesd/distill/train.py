@@ -30,7 +30,7 @@ from eesd.distill.record import Trace
 from eesd.drafting.exit_head import ExitHead
 from eesd.errors import EesdError, unknown
 from eesd.files import atomic_path, settings_hash, write_atomic
-from eesd.models.loading import load_target
+from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer, head_logits
 from eesd.progress import progress
@@ -43,11 +43,10 @@ MAX_GRAD_NORM = 1.0
 def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Train one head and write `head.safetensors` and `card.json` into `out`."""
     exit_layer = settings["exit_layer"]
-    target = load_target(model_dir, "float32")
-    if not 1 <= exit_layer < target.config.num_layers:
-        raise EesdError(
-            f"exit_layer must lie between 1 and {target.config.num_layers - 1} for this model, not {exit_layer}."
-        )
+    depth = load_config(model_dir).num_layers
+    if not 1 <= exit_layer < depth:
+        raise EesdError(f"exit_layer must lie between 1 and {depth - 1} for this model, not {exit_layer}.")
+    target = load_target(model_dir, "float32", layers=(exit_layer, depth - 1))
     train = read_corpus(corpus, exit_layer, "train")
     held_out = read_corpus(corpus, exit_layer, "calibration")
     traces = [trace for task in sorted(train) for trace in train[task]]

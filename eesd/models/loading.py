@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,13 @@ def load_tokenizer(folder: Path | str) -> Any:
         raise EesdError(f"{folder}: its tokenizer cannot be read ({error}). Copy the files again.") from error
 
 
-def load_target(folder: Path | str, dtype: str = "auto", device: str | None = None) -> Transformer:
+def load_target(
+    folder: Path | str, dtype: str = "auto", device: str | None = None, layers: Collection[int] | None = None
+) -> Transformer:
     """The frozen target of a model directory, on a CUDA device if there is one and no other is named.
 
-    dtype "auto": float32 on a CPU, bfloat16 on an accelerator.
+    dtype "auto": float32 on a CPU, bfloat16 on an accelerator. layers: load only these; the others have no memory and
+    cannot run, which is enough to build a head from a model of any size.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
@@ -187,7 +190,8 @@ def load_target(folder: Path | str, dtype: str = "auto", device: str | None = No
     # No memory is spent on initial values that would be overwritten.
     with torch.device("meta"):
         target = Transformer(config)
-    target.load_state_dict(load_state(folder, config, _dtype(dtype), device), assign=True)
+    state = load_state(folder, config, _dtype(dtype), device, layers)
+    target.load_state_dict(state, assign=True, strict=layers is None)
     return target.requires_grad_(False).eval()
 
 
@@ -196,8 +200,9 @@ def load_state(
     config: ModelConfig | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    layers: Collection[int] | None = None,
 ) -> dict[str, Tensor]:
-    """All weights of a model directory under our names, fused; in the stored dtype unless one is given."""
+    """Weights of a model directory under our names, fused, in the stored dtype unless one is given; see load_target."""
     folder = Path(folder)
     config = load_config(folder) if config is None else config
     located = _locate(folder, _shards(folder))
@@ -205,6 +210,8 @@ def load_state(
     files = {shard: _open(folder / shard) for shard in set(located.values())}
     state = {}
     for name, sources in parts.items():
+        if layers is not None and name.startswith("layers.") and int(name.split(".")[1]) not in layers:
+            continue
         rows = [files[located[source]].get_tensor(source) for source in sources]
         state[name] = (torch.cat(rows) if len(rows) > 1 else rows[0]).to(device=device, dtype=dtype or rows[0].dtype)
     _check_shapes(folder, state, config)

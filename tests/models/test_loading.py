@@ -25,6 +25,7 @@ from transformers import (
 from eesd.errors import EesdError
 from eesd.models.loading import convert, load_config, load_state, load_target, load_tokenizer
 from eesd.models.transformer import Transformer
+from tests.toys import write_tiny_model
 
 SIZES = {
     "vocab_size": 96,
@@ -243,3 +244,14 @@ def test_only_complete_safetensors_are_loaded(llama: Path):
     (llama / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(EesdError, match=r"lists files that are not there: model-1\.safetensors"):
         load_state(llama)
+
+
+def test_a_few_layers_can_be_loaded_alone(tmp_path: Path):
+    """What head training needs of a model that does not fit: these layers, norms, embedding and head."""
+    folder = write_tiny_model(tmp_path / "tiny")
+    whole, part = load_target(folder, "float32"), load_target(folder, "float32", layers=(1, 3))
+    for index in (1, 3):
+        for name, weight in whole.layers[index].state_dict().items():
+            assert torch.equal(part.layers[index].state_dict()[name], weight)
+    assert torch.equal(part.head_weight, whole.head_weight)
+    assert next(part.layers[0].parameters()).device.type == "meta"
