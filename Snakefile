@@ -34,6 +34,7 @@ rule all:
     input:
         expand("results/tables/{table}.csv", table=TABLES),
         expand("figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
+        "results/tables/speedup.md",
         "results/tables/provenance.csv",
         "results/tables/engine.csv",
         "results/lossless.txt",

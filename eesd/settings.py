@@ -10,13 +10,14 @@ Imports no torch, because the workflow reads this on every start.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eesd.control import make_controller
+from eesd.control import CONTROLLERS, make_controller
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
@@ -204,6 +205,20 @@ def _entry(config: Config, kind: str, name: str) -> Config:
 
 def _data(config: Config) -> Config:
     return {"data_dir": config["data_dir"], "resources": RESOURCES if config["embedded_data"] else None}
+
+
+def task_files(tasks: Iterable[str]) -> list[str]:
+    """Source files of these tasks: editing or adding another task reruns nothing."""
+    from eesd.tasks import TASKS
+
+    return sorted({inspect.getfile(type(TASKS[task])) for task in tasks})
+
+
+def controller_files(config: Config, group: str) -> list[str]:
+    """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
+    methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
+    names = {method["controller"]["name"] for method in methods if method["controller"] is not None}
+    return sorted({inspect.getfile(CONTROLLERS[name]) for name in names})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from eesd import cli
@@ -37,7 +38,8 @@ def test_mistakes_end_in_one_line_and_status_1(arguments, message):
     [
         (EesdError("no such thing"), 1, "error: no such thing"),
         (KeyboardInterrupt(), 130, "the same command continues"),
-        (OSError(errno.ENOSPC, "No space left on device", "rows"), 1, "the disk is full (rows)"),
+        (OSError(errno.ENOSPC, "No space left on device", "rows"), 1, "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "the disk is full"),
     ],
 )
 def test_interruptions_say_how_to_go_on(monkeypatch, error, status, message):

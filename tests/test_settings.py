@@ -68,7 +68,10 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("methods: {eesd: {controller: {name: beta}}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("methods: {eesd: {controller: {k: 4}}}", "Unknown setting of controller beta_ts 'k'"),
         ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: Controller beta_ts needs forget in"),
-        ("methods: {static_k2: {controller: {k: two}}}", "methods.static_k2.controller: a value has the wrong type"),
+        (
+            "methods: {static_k2: {controller: {k: two}}}",
+            "methods.static_k2.controller: k of controller static must be a whole number",
+        ),
         ("models: {smollm2-135m: {source: hub}}", "models.smollm2-135m: source 'hub' needs a path"),
         ("models: {smollm2-135m: {path: somewhere}}", "the embedded model takes no path"),
         ("models: {smollm2-135m: {source: gguf, path: none.gguf}}", "'none.gguf' does not exist"),
@@ -152,7 +155,7 @@ def test_bench_settings_are_complete_plain_and_reach_nothing_else():
     settings = resolve_bench(config, MODEL, "xsum", "bfloat16")
     assert json.loads(json.dumps(settings)) == settings
     assert settings["dtype"] == "bfloat16"
-    assert list(settings["methods"]) == ["vanilla", "static_k4", "eesd"]
+    assert list(settings["methods"]) == ["vanilla", "hf_generate", "static_k4", "eesd"]
     config["heads"]["exit4"]["epochs"] = 99
     config["groups"]["main"]["prompts"] = 99
     assert resolve_bench(config, MODEL, "xsum", "bfloat16") == settings

@@ -94,6 +94,8 @@ def _check_units(cell: list[Row]) -> None:
 def _check_claim(row: Row, vanilla: Row) -> None:
     """The class in the row must agree with the tokens in the rows: evidence is checked, not believed."""
     claim, position = row["comparison"]["class"], row["comparison"].get("position")
+    if claim == "not_compared" and row["decoding"] == "greedy":
+        raise EesdError(f"{row['where']}: a greedy output that was not compared with vanilla. Run its bench again.")
     if claim not in ("identical", "tie", "different"):
         return
     found = first_divergence(row["output_tokens"], vanilla["output_tokens"])

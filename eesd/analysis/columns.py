@@ -50,9 +50,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "n_units": "prompts x repeats = identical + tie + different + not_compared",
         "identical": "outputs equal to vanilla token by token",
         "tie": "outputs that leave vanilla where two logits are closer than the measured rounding bound",
-        "different": "outputs that leave vanilla anywhere else: `eesd tables` fails unless the method is lossy",
+        "different": "outputs that leave vanilla anywhere else: `eesd lossless` fails unless lossy or peer",
         "not_compared": "outputs that cannot be compared by token (sampling)",
         "lossy": "true if the method may change the output by design",
+        "peer": "true for another library: reported, but its divergence breaks no promise of ours",
         **_DATASET,
     },
     "divergences": {
@@ -67,6 +68,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "gap": "difference of the two tokens' logits, recomputed in float64",
         "bound": "rounding bound of the run's dtype that the gap is held against",
         "lossy": "true if the method may change the output by design",
+        "peer": "true for another library: reported, but its divergence breaks no promise of ours",
         **_DATASET,
     },
     "time_split": {
@@ -93,7 +95,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "rounds": {
         **_WHO,
-        "accepted": "drafted tokens accepted in a round, bonus token not counted",
+        "accepted": "drafted tokens verified as equal in a round, without the bonus token, with those after an end",
         "count": "rounds with that many",
         **_DATASET,
     },

@@ -112,7 +112,7 @@ def _cells(
 
 
 def _how(cell: pd.DataFrame) -> dict[str, Any]:
-    return {field: cell[field].iloc[0] for field in ("dtype", "decoding", "lossy")}
+    return {field: cell[field].iloc[0] for field in ("dtype", "decoding", "lossy")} | {"peer": bool(cell["peer"].any())}
 
 
 def _speedup(frame: pd.DataFrame) -> Records:

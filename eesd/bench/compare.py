@@ -57,8 +57,8 @@ class Judge:
 
     @cached_property
     def reference(self) -> Transformer:
-        """The same weights in float64."""
-        return load_target(self.model_dir, "float64")
+        """The same weights in float64, in main memory: eight bytes a weight."""
+        return load_target(self.model_dir, "float64", "cpu")
 
     def compare(self, prompt: Sequence[int], vanilla: Sequence[int], output: Sequence[int]) -> Comparison:
         """Class of `output` against `vanilla`, with the evidence when they diverge."""
@@ -78,7 +78,7 @@ class Judge:
     ) -> tuple[float, float]:
         """Float64 logit gap of the two tokens at the divergence, and the bound measured over all positions up to it."""
         tokens = torch.tensor([[*prompt, *vanilla[:position]]], device=self.target.device)
-        exact = self._logits(self.reference, tokens, len(prompt)).cpu()
+        exact = self._logits(self.reference, tokens.cpu(), len(prompt))
         rounded = self._logits(self.target, tokens, len(prompt)).double().cpu()
         top = exact.topk(min(CONTENDERS, exact.shape[-1]), -1).indices
         error = (exact.gather(1, top) - rounded.gather(1, top)).abs().max()

@@ -1,4 +1,4 @@
-"""Facts that every row carries: machine, versions, commit."""
+"""Facts that measurements depend on: machine, versions, commit."""
 
 from __future__ import annotations
 

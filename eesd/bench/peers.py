@@ -15,12 +15,14 @@ from eesd.registry import Registry
 
 
 class HuggingFaceGenerate:
-    """`transformers` generate with its defaults (eager, dynamic cache) on the same weights, dtype and threads."""
+    """`transformers` generate as it comes (not compiled, dynamic cache) on the same weights, dtype and threads."""
 
     def __init__(self, model_dir: Path, dtype: torch.dtype, sampling: Sampling, eos: Collection[int]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
         self.model = model.to(device).eval()
+        # Or fields left open, such as a repetition penalty, would be filled from the model's folder: another law.
+        self.model.generation_config = GenerationConfig()
         self.sampling, self.eos = sampling, sorted(eos)
 
     @torch.inference_mode()

@@ -12,10 +12,12 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from eesd.errors import EesdError
+from eesd.files import write_atomic
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -23,33 +25,45 @@ Unit = tuple[str, int]
 
 
 class RowFile:
-    """The growing file of one (model, task, group). `hashes`: settings hash that each method's rows must carry."""
+    """The growing file of one (model, task, group).
 
-    def __init__(self, out: Path, hashes: Mapping[str, str]) -> None:
+    hashes: settings hash that each method's rows must carry. prompts: token ids of every planned item.
+    """
+
+    def __init__(self, out: Path, hashes: Mapping[str, str], prompts: Mapping[str, list[int]]) -> None:
         self.out = out
         self.part = out.with_name(out.name + ".part")
-        self.hashes = dict(hashes)
+        self.hashes, self.prompts = dict(hashes), dict(prompts)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._resume()
 
     def _resume(self) -> set[Unit]:
-        """Keep the complete units of an earlier run with the same settings; put anything else aside."""
+        """Keep the complete units of an earlier run of the same plan; rows of any other are put aside, not mixed in."""
         if not self.part.exists():
             return set()
-        units: dict[Unit, dict[str, Row]] = defaultdict(dict)
-        foreign = False
-        for row in _readable_rows(self.part):
-            foreign |= row.get("settings_hash") != self.hashes.get(row.get("method"))
-            units[row["item"], row["repeat"]][row["method"]] = row
-        if foreign:
-            aside = self.part.with_suffix(".part.old")
+        text = self.part.read_text(encoding="utf-8", errors="replace")
+        rows = _readable_rows(text)
+        if any(self._foreign(row) for row in rows):
+            aside = _unused(self.part.with_suffix(".part.old"))
             os.replace(self.part, aside)
-            print(f"{self.part.name} holds rows of other settings: moved to {aside}; starting anew.")
+            print(f"{self.part.name} was begun with other settings, code or data: moved to {aside}; starting anew.")
             return set()
-        complete = {unit: rows for unit, rows in units.items() if set(rows) == set(self.hashes)}
-        text = "".join(_line(row) for rows in complete.values() for row in rows.values())
-        self.part.write_text(text)
+        units: dict[Unit, dict[str, Row]] = defaultdict(dict)
+        for row in rows:
+            units[row["item"], row["repeat"]][row["method"]] = row
+        # Items that are no longer asked for are left out, so that the file holds what is configured.
+        complete = {
+            unit: found for unit, found in units.items() if set(found) == set(self.hashes) and unit[0] in self.prompts
+        }
+        kept = "".join(_line(row) for found in complete.values() for row in found.values())
+        if kept != text:
+            write_atomic(self.part, kept)
         return set(complete)
+
+    def _foreign(self, row: Row) -> bool:
+        same_settings = row.get("settings_hash") == self.hashes.get(row["method"])
+        planned = self.prompts.get(row["item"], row.get("prompt_tokens"))
+        return not same_settings or row.get("prompt_tokens") != planned
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write one complete unit through to the disk; EesdError when the disk is full, with nothing lost."""
@@ -77,12 +91,19 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _readable_rows(path: Path) -> list[Row]:
+def _readable_rows(text: str) -> list[Row]:
     """Rows up to the first torn line; a torn line can only be the one a crash interrupted."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(): generated text may hold line separators of other alphabets.
+    for line in text.split("\n"):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return [row for row in rows if isinstance(row, dict) and {"item", "repeat", "method"} <= set(row)]
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or the first of `path`.1, .2, ... that does not exist."""
+    names = (path.with_name(f"{path.name}.{n}") for n in count(1))
+    return path if not path.exists() else next(name for name in names if not name.exists())

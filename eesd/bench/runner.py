@@ -25,10 +25,10 @@ from eesd.bench.records import SCHEMA, Row, RowFile
 from eesd.decoding.generate import Generation
 from eesd.decoding.sampling import Sampling
 from eesd.errors import EesdError
-from eesd.files import settings_hash
+from eesd.files import settings_hash, source_hash
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
-from eesd.models.special import eos_ids
+from eesd.models.special import eos_ids, fingerprint
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, Item, encode_prompt
@@ -57,8 +57,9 @@ class Bench:
         self.target: Transformer = load_target(model_dir, settings["dtype"])
         self.engine = attach_engine(self.target)
         self.tokenizer = load_tokenizer(model_dir)
-        self.sampling = Sampling(settings["temperature"])
+        self.sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
         self.prompts = self._select_prompts()
+        self._check_lengths()
         self.judge = Judge(self.target, model_dir)
         eos = eos_ids(model_dir, self.tokenizer)
         cache = self.target.new_cache(max(len(prompt.tokens) for prompt in self.prompts) + settings["max_new_tokens"])
@@ -67,10 +68,35 @@ class Bench:
             name: build_method(name, method, self.target, model_dir, self.sampling, eos, cache)
             for name, method in settings["methods"].items()
         }
+        self.row_hashes = self.hashes(model_dir)
+
+    def hashes(self, model_dir: Path) -> dict[str, str]:
+        """What rows of each method must agree on to be mixed: settings, and all that they were measured with."""
+        surroundings = {
+            "model": fingerprint(model_dir),
+            "dtype": str(self.target.dtype),
+            "device": facts.device_name(str(self.target.device)),
+            "engine": self.engine.name,
+            "versions": facts.versions(),
+            "source": source_hash(),
+        }
+        return {name: settings_hash({**identity, **surroundings}) for name, identity in self.identities.items()}
+
+    def _check_lengths(self) -> None:
+        limit, new = self.target.config.max_positions, self.settings["max_new_tokens"]
+        for prompt in self.prompts:
+            if len(prompt.tokens) + new > limit:
+                raise EesdError(
+                    f"{prompt.item.id} has {len(prompt.tokens)} tokens; with max_new_tokens {new} that exceeds the "
+                    f"model's context of {limit}. Set max_prompt_tokens of the group to at most {limit - new}."
+                )
 
     def _identity(self, method: Mapping[str, Any]) -> dict[str, Any]:
         """What rows of a method depend on, decoding settings included."""
-        shared = {key: self.settings[key] for key in ("max_new_tokens", "temperature", "dtype")}
+        shared = {
+            key: self.settings[key]
+            for key in ("max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "dtype")
+        }
         return {**method_identity(method), **shared, "threads": torch.get_num_threads()}
 
     def _select_prompts(self) -> list[Prompt]:
@@ -141,7 +167,7 @@ class Bench:
             "engine": "transformers" if "peer" in self.settings["methods"][name] else self.engine.name,
             "threads": torch.get_num_threads(),
             "settings": self.identities[name],
-            "settings_hash": settings_hash(self.identities[name]),
+            "settings_hash": self.row_hashes[name],
             "prompt_tokens": prompt.tokens,
             "output_tokens": output.tokens,
             "text": text,
@@ -168,7 +194,8 @@ def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
             f"Group {settings['group']} has no method '{BASELINE}', the baseline of all comparisons. Add it."
         )
     bench = Bench(model_dir, settings)
-    rows = RowFile(out, {name: settings_hash(identity) for name, identity in bench.identities.items()})
+    prompts = {prompt.item.id: prompt.tokens for prompt in bench.prompts}
+    rows = RowFile(out, bench.row_hashes, prompts)
     units = [(prompt, repeat) for repeat in range(settings["repeats"]) for prompt in bench.prompts]
     missing = [(prompt, repeat) for prompt, repeat in units if (prompt.item.id, repeat) not in rows.done]
     if missing:

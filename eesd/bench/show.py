@@ -14,7 +14,7 @@ from pathlib import Path
 from eesd.bench.methods import build_method
 from eesd.decoding.generate import Generation
 from eesd.decoding.sampling import Sampling
-from eesd.errors import EesdError
+from eesd.errors import EesdError, unknown
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import eos_ids
@@ -35,9 +35,16 @@ class Stream:
     def __call__(self, tokens: Sequence[int], kind: str) -> None:
         """Print what `tokens` add to the text, coloured by `kind`."""
         self.tokens += tokens
+        self._print(kind, last=False)
+
+    def finish(self) -> None:
+        """Print what was held back."""
+        self._print("target", last=True)
+
+    def _print(self, kind: str, last: bool) -> None:
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         # An unfinished character decodes to the replacement character: wait for its other bytes.
-        if text.endswith("\ufffd"):
+        if text.endswith("\ufffd") and not last:
             return
         new, self.shown = text[len(self.shown) :], text
         if self.colour and kind == "accepted":
@@ -57,6 +64,8 @@ def show(
     """Generate and stream one answer; EesdError names what has to be run first when model or head are missing."""
     config = load_config(overlays)
     model = model or config["run"]["models"][0]
+    if model not in config["models"]:
+        raise unknown("model", model, config["models"])
     settings = resolve_method(config, model, method)
     folder = Path(model_path(model))
     if not folder.exists():
@@ -66,6 +75,7 @@ def show(
     run = build_method(method, settings, target, folder, Sampling(temperature), eos_ids(folder, tokenizer))
     stream = Stream(tokenizer, colour=sys.stdout.isatty())
     generation = run(encode_prompt(tokenizer, prompt), seed=seed, max_new_tokens=max_new_tokens, on_tokens=stream)
+    stream.finish()
     print(f"\n\n{summary(method, generation)}")
 
 

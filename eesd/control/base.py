@@ -17,15 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from eesd.errors import EesdError, unknown
 from eesd.registry import Registry
 
 
+def check_count(name: str, value: Any) -> None:
+    """EesdError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise EesdError(f"{name} must be a whole number and at least 1, not {value}.")
+
+
 @dataclass(frozen=True)
 class Signal:
-    """What is known once a token has been drafted."""
+    """What is known once a token has been drafted; all but `position` NaN for a controller without `uses_signal`."""
 
     position: int  # tokens drafted so far in this round, this one included
     confidence: float  # max q
@@ -42,9 +48,11 @@ class Controller:
 
     k_max: int = 12
 
+    # False for rules that look at the position alone: their draft steps are spared the statistics of q.
+    uses_signal: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        if self.k_max < 1:
-            raise EesdError(f"k_max must be at least 1, not {self.k_max}.")
+        check_count("k_max", self.k_max)
 
     def reset(self, seed: int) -> None:
         """Begin a prompt; all randomness of the prompt comes from `seed`."""

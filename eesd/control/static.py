@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from eesd.control.base import CONTROLLERS, Controller, Signal
-from eesd.errors import EesdError
+from eesd.control.base import CONTROLLERS, Controller, Signal, check_count
 
 
 @CONTROLLERS.register("static")
 @dataclass
 class Static(Controller):
-    """Stop after k drafted tokens."""
+    """Stop after k drafted tokens; its cap is k itself."""
 
+    uses_signal: ClassVar[bool] = False
     k_max: int = field(default=0, init=False)
     k: int = 4
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise EesdError(f"Controller static needs k of at least 1, not {self.k}.")
+        check_count("k of controller static", self.k)
         self.k_max = self.k
 
     def keep_drafting(self, signal: Signal) -> bool:

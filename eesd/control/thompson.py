@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from eesd.control.base import CONTROLLERS, Controller, Signal
 from eesd.errors import EesdError
@@ -26,7 +27,7 @@ class BetaTS(Controller):
     failures: `first` counts one failure a round, `all` every drafted token that was not accepted.
     """
 
-    k_max: int = 12
+    uses_signal: ClassVar[bool] = False
     prior: tuple[float, float] = (1.0, 1.0)
     reset_on: str = "prompt"
     forget: float = 1.0

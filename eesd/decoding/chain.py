@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from time import perf_counter
 
 import torch
@@ -16,7 +17,7 @@ class Chain:
 
     tokens: drafted ids. laws: q of each token [rows], empty when greedy.
     stop: why drafting ended: `controller`, `k_max`, `length` (the output's budget), `none` (nothing may be drafted).
-    control_s: seconds spent inside the controller.
+    control_s: seconds spent by the controller, computing its signal included.
     """
 
     def __init__(
@@ -33,22 +34,26 @@ class Chain:
 
     def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
         """Add and return the token that draft logits [rows] give; row r is token `vocabulary[r]`, or r itself."""
-        greedy = self.sampling.greedy
-        law = logits.softmax(-1) if greedy else self.sampling.probabilities(logits)
-        row = int(law.argmax()) if greedy else draw(law, self.generator)
-        if not greedy:
+        if self.sampling.greedy:
+            law, row = None, int(logits.argmax())
+        else:
+            law = self.sampling.probabilities(logits)
+            row = draw(law, self.generator)
             self.laws.append(law)
         self.tokens.append(row if vocabulary is None else int(vocabulary[row]))
-        if len(self.tokens) == self.limit:
+        if len(self.tokens) >= self.limit:
             self.stop = self.at_limit
-        elif not self._ask(law, row):
-            self.stop = "controller"
+        else:
+            began = perf_counter()
+            if not self.controller.keep_drafting(self._signal(logits, law, row)):
+                self.stop = "controller"
+            self.control_s += perf_counter() - began
         return self.tokens[-1]
 
-    def _ask(self, law: Tensor, row: int) -> bool:
+    def _signal(self, logits: Tensor, law: Tensor | None, row: int) -> Signal:
+        """What the controller may look at; its cost is the controller's, and nobody else pays it."""
+        if not self.controller.uses_signal:
+            return Signal(len(self.tokens), nan, nan, nan)
+        law = logits.softmax(-1) if law is None else law
         entropy = torch.special.entr(law).sum()
-        confidence, probability, entropy = torch.stack((law.max(), law[row], entropy)).tolist()
-        began = perf_counter()
-        go_on = self.controller.keep_drafting(Signal(len(self.tokens), confidence, probability, entropy))
-        self.control_s += perf_counter() - began
-        return go_on
+        return Signal(len(self.tokens), *torch.stack((law.max(), law[row], entropy)).tolist())

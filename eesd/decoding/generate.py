@@ -69,6 +69,12 @@ class Clock:
         self.seconds[part] += now - self.last
         self.last = now
 
+    def skip(self) -> None:
+        """Leave the time since the last lap out of all counts."""
+        now = self._now()
+        self.began += now - self.last
+        self.last = now
+
     def finish(self) -> dict[str, float]:
         """All parts, `other` (bookkeeping between them) and `total`."""
         total = self._now() - self.began
@@ -108,8 +114,10 @@ def generate(
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
     logits = _prefill(target, prompt, cache, drafter)
     first = accept_greedy([], logits)[1] if sampling.greedy else draw(sampling.probabilities(logits[0]), generator)
-    output.add([first], 0)
     clock.lap("prefill")
+    output.add([first], 0)
+    if on_tokens:
+        clock.skip()
 
     rounds = []
     while not output.finish:
@@ -133,6 +141,8 @@ def generate(
         clock.seconds["draft"] -= chain.control_s
         rounds.append(Round(len(chain.tokens), accepted, chain.stop))
         output.add([*chain.tokens[:accepted], token], accepted)
+        if on_tokens:
+            clock.skip()
     return Generation(output.tokens, rounds, output.finish, clock.finish())
 
 

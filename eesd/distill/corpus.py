@@ -14,7 +14,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,10 +27,11 @@ from torch import Tensor
 from eesd.decoding.sampling import Sampling
 from eesd.distill.record import Trace, record_batch
 from eesd.errors import EesdError
-from eesd.files import atomic_path, settings_hash, write_atomic
+from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
-from eesd.models.special import eos_ids
+from eesd.models.special import eos_ids, fingerprint
+from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
 
@@ -47,11 +48,13 @@ class Shard:
 
 def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Generate every shard that is missing, write `corpus.json`, and move the finished folder to `out`."""
-    work = _work_folder(out, model_dir, settings)
     target = load_target(model_dir, settings["dtype"])
     attach_engine(target)
     tokenizer = load_tokenizer(model_dir)
+    _check_exits(settings["exit_layers"], target)
     shards = plan_shards(settings, tokenizer)
+    _check_lengths(shards, settings, target)
+    work = _work_folder(out, model_dir, settings, shards)
     sampling = Sampling(settings["temperature"])
     stop = eos_ids(model_dir, tokenizer)
     done = [shard for shard in shards if (work / f"{shard.name}.safetensors").exists()]
@@ -75,7 +78,7 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
             _save_shard(path, shard, traces, seconds)
             bar.set_postfix_str(f"{shard.task} {written / seconds:.0f} tokens/s")
             bar.update()
-    write_atomic(work / "corpus.json", json.dumps(_summary(work, shards, settings), indent=2))
+    write_atomic(work / "corpus.json", json.dumps(_summary(work, shards, settings, fingerprint(model_dir)), indent=2))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work, out)
 
@@ -106,10 +109,28 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
     return shards
 
 
-def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any]) -> Path:
-    """`<out>.work`, emptied when it was begun with other settings."""
+def _check_exits(exit_layers: Sequence[int], target: Transformer) -> None:
+    depth = target.config.num_layers
+    for layer in exit_layers:
+        if not 1 <= layer < depth:
+            raise EesdError(f"exit_layer of a head must lie between 1 and {depth - 1} for this model, not {layer}.")
+
+
+def _check_lengths(shards: Sequence[Shard], settings: Mapping[str, Any], target: Transformer) -> None:
+    limit, new = target.config.max_positions, settings["max_new_tokens"]
+    longest = max(len(prompt) for shard in shards for prompt in shard.prompts)
+    if longest + new > limit:
+        raise EesdError(
+            f"A training prompt has {longest} tokens; with max_new_tokens {new} that exceeds the model's context of "
+            f"{limit}. Set max_prompt_tokens of the corpus to at most {limit - new}."
+        )
+
+
+def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any], shards: Sequence[Shard]) -> Path:
+    """`<out>.work`, emptied when it was begun with another model, other settings, prompts or code."""
     work = out.with_name(out.name + ".work")
-    stamp = settings_hash({"model": model_dir.name, **settings})
+    plan = [[shard.name, shard.prompts] for shard in shards]
+    stamp = settings_hash([fingerprint(model_dir), dict(settings), plan, source_hash()])
     stamp_file = work / "settings_hash"
     if work.exists() and (not stamp_file.exists() or stamp_file.read_text() != stamp):
         shutil.rmtree(work)
@@ -132,8 +153,8 @@ def _save_shard(path: Path, shard: Shard, traces: list[Trace], seconds: float) -
         save_file(tensors, temporary, {"task": shard.task, "split": shard.split, "seconds": f"{seconds:.3f}"})
 
 
-def _summary(work: Path, shards: list[Shard], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the corpus holds: settings, and generated tokens by split and task."""
+def _summary(work: Path, shards: list[Shard], settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What the corpus holds: the model's fingerprint, settings, and generated tokens by split and task."""
     tokens: dict[str, dict[str, int]] = {"train": {}, "calibration": {}}
     for shard in shards:
         lengths = load_file(work / f"{shard.name}.safetensors")["lengths"]
@@ -141,7 +162,12 @@ def _summary(work: Path, shards: list[Shard], settings: Mapping[str, Any]) -> di
             (lengths[:, 1] - lengths[:, 0]).sum()
         )
     files = {shard.name: {"task": shard.task, "split": shard.split, "rows": len(shard.prompts)} for shard in shards}
-    return {"settings": dict(settings), "generated_tokens": tokens, "shards": dict(sorted(files.items()))}
+    return {
+        "model": model,
+        "settings": dict(settings),
+        "generated_tokens": tokens,
+        "shards": dict(sorted(files.items())),
+    }
 
 
 def read_corpus(folder: Path, exit_layer: int, split: str) -> dict[str, list[Trace]]:
@@ -152,7 +178,7 @@ def read_corpus(folder: Path, exit_layer: int, split: str) -> dict[str, list[Tra
     index_file = folder / "corpus.json"
     if not index_file.exists():
         raise EesdError(
-            f"{folder}: no complete corpus here (corpus.json is missing). Generate it with `snakemake {folder}`."
+            f"{folder}: no complete corpus here (no corpus.json). Generate it: `snakemake --cores all {folder}`."
         )
     index = json.loads(index_file.read_text())
     layers = index["settings"]["exit_layers"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eesd.decoding.sampling import Sampling
+from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
 
@@ -86,6 +87,10 @@ def record_batch(
     for step in range(max_new_tokens):
         for n, layer_states in states.items():
             stored = layer_states.to("cpu", torch.float16)
+            if not stored.isfinite().all():
+                raise EesdError(
+                    f"States of layer {n} exceed float16, in which they are stored. Choose another exit_layer."
+                )
             for row, owner in enumerate(live):
                 if owner is not None:
                     recorders[owner].states[n].append(stored[row, : counts[owner] if step == 0 else 1])

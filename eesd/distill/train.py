@@ -29,7 +29,7 @@ from eesd.distill.losses import expected_acceptance, soft_cross_entropy
 from eesd.distill.record import Trace
 from eesd.drafting.exit_head import ExitHead
 from eesd.errors import EesdError, unknown
-from eesd.files import atomic_path, settings_hash, write_atomic
+from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer, head_logits
@@ -52,7 +52,13 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
     traces = [trace for task in sorted(train) for trace in train[task]]
     torch.manual_seed(settings["seed"])
     head = build_head(target, choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size), settings)
-    stamp = settings_hash({"corpus": json.loads((corpus / "corpus.json").read_text()), **settings})
+    index = json.loads((corpus / "corpus.json").read_text())
+    if index["model"] != fingerprint(model_dir):
+        raise EesdError(
+            f"{corpus}: written by a model with fingerprint {index['model']}, but {model_dir} has "
+            f"{fingerprint(model_dir)}. Generate the corpus again."
+        )
+    stamp = settings_hash([index, dict(settings), source_hash()])
     work = out.with_name(out.name + ".work")
     began = perf_counter()
     earlier_s = optimise(head, target, traces, held_out, settings, work, stamp)

@@ -57,7 +57,9 @@ def load_exit_head(path: Path | str, target: Transformer, fingerprint: str) -> t
         card = json.loads((path / "card.json").read_text())
         tensors = load_file(path / "head.safetensors", device=str(target.device))
     except FileNotFoundError as error:
-        raise EesdError(f"{path}: no trained head here. Train it with `snakemake {path}/head.safetensors`.") from error
+        raise EesdError(
+            f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
+        ) from error
     if card["fingerprint"] != fingerprint:
         raise EesdError(
             f"{path}: this head was trained for a model with fingerprint {card['fingerprint']}, "

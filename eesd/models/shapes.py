@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from eesd.models.config import ModelConfig
-from eesd.models.transformer import Layer, Transformer
+from eesd.models.transformer import Transformer
 
 SHAPES = {
     "smollm2-135m": ModelConfig(49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=100000.0, tied_head=True),
@@ -48,10 +48,3 @@ def _random(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
         else:
             weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
     return module
-
-
-def random_layer(config: ModelConfig, dtype: torch.dtype, device: str) -> Layer:
-    """One random layer of this shape, for example an exit layer."""
-    with torch.device("meta"):
-        layer = Layer(config)
-    return _random(layer, dtype, device).requires_grad_(False).eval()

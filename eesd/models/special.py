@@ -12,7 +12,7 @@ from eesd.files import settings_hash
 
 
 def eos_ids(model_dir: Path | str, tokenizer: Any) -> frozenset[int]:
-    """All tokens that end a generation: those of generation_config.json, else config.json, and the tokenizer's."""
+    """All tokens that end a generation: those of generation_config.json, config.json and the tokenizer."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = Path(model_dir) / name

@@ -246,7 +246,9 @@ def run_layers(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Run layers one after the other; arguments as in `Transformer.run`. The exit layer goes through here too."""
-    if layers and layers[0].packed:
+    if not layers:
+        return hidden
+    if layers[0].packed:
         done = layers[0].packed.engine.run_layers(layers, rotary, hidden, caches, slots, positions, mask)
         if done is not None:
             return done
@@ -255,7 +257,7 @@ def run_layers(
         positions = torch.arange(slots, slots + seq, device=hidden.device)[None] if isinstance(slots, int) else slots
     cos, sin = rotary(positions, hidden.dtype)
     angles = cos[:, None], sin[:, None]
-    config = layers[0].config if layers else rotary.config
+    config = layers[0].config
     mask = causal_mask(slots, seq, config.window, hidden.device) if mask is None else mask
     for layer, cache in zip(layers, caches, strict=True):
         hidden = layer(hidden, angles, mask, cache, slots)

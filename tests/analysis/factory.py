@@ -46,7 +46,7 @@ def make_row(method: str = "vanilla", item: str = "asdiv-1", **changes: Any) -> 
         "seconds": split_seconds(1.0, peer),
         "lossy": False,
         "scores": {"exact_match": 1.0},
-        "comparison": comparison("baseline" if method == "vanilla" else "not_compared" if peer else "identical"),
+        "comparison": comparison("baseline" if method == "vanilla" else "identical"),
         "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "eesd": "0.1.0"},
         "commit": "abc1234",
         "time": "2026-01-31T12:00:00Z",

@@ -153,7 +153,10 @@ def test_long_failures_are_cut() -> None:
 def test_verdict_is_a_sentence_or_a_failure(tmp_path: Path) -> None:
     write_tables([write_rows(tmp_path / "rows.jsonl", divergent("tie"))], [], tmp_path)
     write_verdict(tmp_path, tmp_path / "lossless.txt")
-    assert "1 ties within the rounding" in (tmp_path / "lossless.txt").read_text()
+    assert (
+        "1 ties within the rounding of their dtype, 0 different (divergences.csv)."
+        in (tmp_path / "lossless.txt").read_text()
+    )
     write_tables([write_rows(tmp_path / "rows.jsonl", divergent("different"))], [], tmp_path)
     with pytest.raises(EesdError, match="1 outputs differ"):
         write_verdict(tmp_path, tmp_path / "lossless.txt")

@@ -20,6 +20,8 @@ from eesd.models.loading import load_target
 from tests.distill.test_train import HEAD
 from tests.toys import write_tiny_data, write_tiny_model
 
+PROMPTS = {"a": [1], "b": [1]}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -63,6 +65,8 @@ def settings(model, tmp_path_factory):
         "max_new_tokens": 12,
         "max_prompt_tokens": 400,
         "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
         "dtype": "float32",
         "warmup": 1,
         "threads": 1,
@@ -133,12 +137,12 @@ def test_rows_of_other_settings_are_put_aside_not_mixed(model, settings, finishe
     run_bench(model, {**settings, "max_new_tokens": 5, "repeats": 1}, out)
     assert {row["settings"]["max_new_tokens"] for row in lines(out)} == {5}
     assert len(lines(tmp_path / "main.jsonl.part.old")) == 24
-    assert "rows of other settings" in capsys.readouterr().out
+    assert "other settings, code or data" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch):
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"})
-    row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h"}
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
     file.append([row])
 
     def full(_):
@@ -148,11 +152,34 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch)
     with pytest.raises(EesdError, match=r"disk is full.*1 finished units are kept"):
         file.append([{**row, "item": "b"}])
     monkeypatch.undo()
-    assert ("a", 0) in RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}).done
+    assert ("a", 0) in RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).done
+
+
+def test_text_with_exotic_line_ends_survives_a_restart(tmp_path):
+    row = {"repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1], "text": "a\u2028b\u0085c"}
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    for item in PROMPTS:
+        file.append([{**row, "item": item}])
+    assert len(RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).done) == 2
+
+
+def test_a_changed_prompt_under_the_same_id_is_not_the_same_item(tmp_path):
+    row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
+    RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).append([row])
+    assert not RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"a": [2]}).done
+    assert (tmp_path / "main.jsonl.part.old").exists()
+
+
+def test_items_no_longer_asked_for_are_left_out(tmp_path):
+    row = {"repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    for item in PROMPTS:
+        file.append([{**row, "item": item}])
+    assert RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"b": [1]}).done == {("b", 0)}
 
 
 def test_nan_never_reaches_a_row_file(tmp_path):
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"})
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
     with pytest.raises(ValueError, match="not JSON compliant"):
         file.append([{"item": "a", "repeat": 0, "method": "vanilla", "seconds": float("nan")}])
 

@@ -70,13 +70,16 @@ def test_the_same_seed_gives_the_same_decisions():
         ({"name": "beta"}, "Did you mean 'beta_ts'"),
         ({"k": 3}, "needs a name"),
         ({"name": "static", "k": 0}, "at least 1"),
+        ({"name": "static", "k": 2.5}, "whole number"),
+        ({"name": "beta_ts", "k_max": 3.5}, "whole number"),
+        ({"name": "beta_ts", "k_max": True}, "whole number"),
         ({"name": "static", "kk": 2}, "Did you mean 'k'"),
         ({"name": "beta_ts", "prior": [0, 1]}, "prior of two numbers > 0"),
         ({"name": "beta_ts", "prior": [1]}, "prior of two numbers > 0"),
         ({"name": "beta_ts", "forget": 0}, r"forget in \(0, 1\]"),
         ({"name": "beta_ts", "reset_on": "day"}, "'prompt' or 'never'"),
         ({"name": "beta_ts", "failures": "some"}, "'first' or 'all'"),
-        ({"name": "beta_ts", "k_max": 0}, "k_max must be at least 1"),
+        ({"name": "beta_ts", "k_max": 0}, "k_max must be a whole number"),
     ],
 )
 def test_bad_settings_say_what_to_do(settings, message):

@@ -200,3 +200,11 @@ def test_drafter_without_controller_is_refused():
     target = tiny_target()
     with pytest.raises(EesdError, match="go together"):
         generate(target, PROMPT, drafter=exit_drafter(target))
+
+
+def test_time_spent_telling_tokens_is_nobodys(monkeypatch):
+    from time import sleep
+
+    target = tiny_target()
+    found = generate(target, PROMPT, max_new_tokens=5, on_tokens=lambda *_: sleep(0.05))
+    assert found.seconds["total"] < 0.2  # five calls took 0.25 s

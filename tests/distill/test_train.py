@@ -157,6 +157,19 @@ def test_a_head_for_another_model_is_refused_with_both_fingerprints(model, corpu
         load_exit_head(tmp_path / "none", target, "x")
 
 
+def test_a_corpus_of_another_model_is_refused(corpus, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(EesdError, match="written by a model with fingerprint"):
+        train_head(other, corpus, HEAD, tmp_path / "x")
+
+
+def test_impossible_corpus_settings_are_found_before_generating(model, settings, tmp_path):
+    with pytest.raises(EesdError, match="between 1 and 3"):
+        generate_corpus(model, {**settings, "exit_layers": [4]}, tmp_path / "x")
+    with pytest.raises(EesdError, match="exceeds the model's context of 4096"):
+        generate_corpus(model, {**settings, "max_new_tokens": 4090}, tmp_path / "x")
+
+
 def test_bad_head_settings_are_refused(model, corpus, tmp_path):
     with pytest.raises(EesdError, match="exit_layer must lie between 1 and 3"):
         train_head(model, corpus, {**HEAD, "exit_layer": 4}, tmp_path / "x")

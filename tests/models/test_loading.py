@@ -161,7 +161,7 @@ def test_convert_casts_and_keeps_shards_and_side_files(llama: Path, tmp_path: Pa
     reference = make_reference(CONFIGS["llama_untied"])
     reference.save_pretrained(llama, max_shard_size="20KB")
     (llama / "model.safetensors").unlink()
-    out = convert({"source": "directory", "path": str(llama)}, tmp_path / "models" / "mine")
+    out = convert({"source": "directory", "path": str(llama), "dtype": "bfloat16"}, tmp_path / "models" / "mine")
     assert len(list(out.glob("model-*.safetensors"))) > 1
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
@@ -172,6 +172,11 @@ def test_convert_casts_and_keeps_shards_and_side_files(llama: Path, tmp_path: Pa
     fused = torch.cat([theirs[f"{prefix}.{part}_proj.weight"] for part in "qkv"])
     assert ours["layers.1.qkv.weight"].dtype == torch.bfloat16
     assert torch.equal(ours["layers.1.qkv.weight"], fused)
+
+
+def test_convert_keeps_the_stored_format_unless_told_otherwise(llama: Path, tmp_path: Path):
+    out = convert({"source": "directory", "path": str(llama), "dtype": None}, tmp_path / "mine")
+    assert load_state(out)["norm.weight"].dtype == load_state(llama)["norm.weight"].dtype == torch.float32
 
 
 def test_convert_replaces_a_model_but_nothing_else(llama: Path, tmp_path: Path):
@@ -188,7 +193,7 @@ def test_convert_replaces_a_model_but_nothing_else(llama: Path, tmp_path: Path):
 def test_a_failed_conversion_leaves_nothing(llama: Path, tmp_path: Path):
     (llama / "tokenizer.json").unlink()
     with pytest.raises(EesdError, match="no tokenizer files"):
-        convert({"source": "directory", "path": str(llama)}, tmp_path / "models" / "mine")
+        convert({"source": "directory", "path": str(llama), "dtype": "bfloat16"}, tmp_path / "models" / "mine")
     assert not list((tmp_path / "models").iterdir())
 
 

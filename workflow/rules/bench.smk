@@ -12,7 +12,15 @@ rule bench_group:
         heads=lambda wildcards: head_files(wildcards.model, [wildcards.group], "head.safetensors"),
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
-        modules=modules("eesd/bench", "eesd/decoding", "eesd/drafting", "eesd/control", "eesd/models", "eesd/tasks"),
+        modules=modules(
+            *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts")],
+            "eesd/decoding",
+            "eesd/drafting",
+            "eesd/control/base.py",
+            "eesd/models",
+        ),
+        task_modules=lambda wildcards: task_modules([wildcards.task]),
+        controllers=lambda wildcards: modules(*settings.controller_files(config, wildcards.group)),
     output:
         "results/bench/{model}/{task}/{group}.jsonl",
     log:

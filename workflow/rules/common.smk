@@ -46,6 +46,14 @@ def modules(*paths):
     return [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found]
 
 
+TASK_MODULES = ["eesd/tasks/base.py", "eesd/tasks/numbers.py", "eesd/tasks/sources.py"]
+
+
+def task_modules(tasks):
+    """Modules behind the prompts of these tasks."""
+    return modules(*TASK_MODULES, *settings.task_files(tasks))
+
+
 def to_json(resolve):
     """A params function: what `resolve(config, wildcards)` returns, as JSON in one spelling."""
     return lambda wildcards: json.dumps(resolve(config, wildcards), sort_keys=True)

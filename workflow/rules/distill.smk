@@ -10,9 +10,9 @@ rule generate_corpus:
             "eesd/distill/corpus.py",
             "eesd/distill/record.py",
             "eesd/decoding/sampling.py",
-            "eesd/tasks",
             "eesd/models",
         ),
+        task_modules=lambda wildcards: task_modules(config["corpora"][wildcards.corpus]["tasks"]),
     output:
         directory("results/corpus/{model}/{corpus}"),
     log:

@@ -17,6 +17,7 @@ rule make_tables:
             )
             for table in TABLES
         ],
+        "results/tables/speedup.md",
     log:
         "logs/tables/tables.log",
     params:
