@@ -163,6 +163,17 @@ def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of table
 
 
 @app.command()
+def readme(
+    published: Annotated[Path, typer.Option(help="folder of published results")] = Path("published/default"),
+    readme: Annotated[Path, typer.Option(help="file to update")] = Path("README.md"),
+) -> None:
+    """Write the published results into the README."""
+    from eesd.analysis.readme import update_readme
+
+    update_readme(published, readme)
+
+
+@app.command()
 def hardware(
     out: Out,
     model: Annotated[Path | None, typer.Option(help="folder of a converted model")] = None,

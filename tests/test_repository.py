@@ -79,3 +79,11 @@ def test_no_source_file_is_long(root: Path):
     files = [path for part in ("eesd", "tests", "workflow") for path in (root / part).rglob("*.*")]
     files = [path for path in files if path.suffix in (".py", ".smk", ".cpp", ".yaml", ".rst")]
     assert [str(path) for path in files if len(path.read_text().splitlines()) > MAX_LINES] == []
+
+
+def test_readme_shows_the_published_results(root: Path):
+    from eesd.analysis.readme import BEGIN, END, results_block
+
+    shown = (root / "README.md").read_text().split(BEGIN)[1].split(END)[0]
+    # Written with a path relative to the repository: `eesd readme`, run at its top.
+    assert shown == results_block(root / "published/default").replace(f"{root.as_posix()}/", "")

@@ -20,13 +20,17 @@ HEAD = (
 
 def speedup_markdown(table: pd.DataFrame) -> str:
     """`speedup.csv` as a Markdown document."""
-    sections = [
+    lossy = "\n† may change the output by design.\n" if table["lossy"].astype(bool).any() else ""
+    return HEAD + "".join(sections(table)) + lossy
+
+
+def sections(table: pd.DataFrame) -> list[str]:
+    """One Markdown section for each model, group and baseline."""
+    return [
         _section(part)
         for key in product(*(sorted(table[column].unique(), key=KEYS[column]) for column in KEYS))
         if len(part := table[(table[list(KEYS)] == key).all(axis=1)])
     ]
-    lossy = "\n† may change the output by design.\n" if table["lossy"].astype(bool).any() else ""
-    return HEAD + "".join(sections) + lossy
 
 
 def _section(part: pd.DataFrame) -> str:

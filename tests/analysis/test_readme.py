@@ -1,0 +1,47 @@
+"""The README's results come from tables, between two marks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eesd.analysis.provenance import write_provenance
+from eesd.analysis.readme import BEGIN, END, results_block, update_readme
+from eesd.errors import EesdError
+from tests.analysis.factory import realistic_rows, write_rows
+
+
+@pytest.fixture
+def published(tables_dir: Path, tmp_path: Path) -> Path:
+    """A folder as `published/default` is."""
+    shutil.copytree(tables_dir, tmp_path / "published" / "tables")
+    rows = write_rows(tmp_path / "rows.jsonl", realistic_rows(n_items=3))
+    write_provenance([rows], tmp_path / "published" / "tables" / "provenance.csv")
+    (tmp_path / "published" / "lossless.txt").write_text("7 identical.\n")
+    return tmp_path / "published"
+
+
+def test_what_stands_around_the_marks_stays(published: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}old\n{END}\nafter\n")
+    update_readme(published, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    update_readme(published, readme)
+    assert readme.read_text() == text
+
+
+def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: Path) -> None:
+    block = results_block(published)
+    for words in ("Toy CPU", "against vanilla", "against hf_generate", "Tokens per round", "top-1", "7 identical"):
+        assert words in block
+
+
+def test_a_readme_without_marks_is_refused(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(EesdError, match="marks"):
+        update_readme(published, tmp_path / "README.md")
