@@ -146,7 +146,7 @@ def _split_panel(panel: Axes, own: pd.DataFrame, methods: list[str]) -> None:
             if milliseconds > 0:
                 panel.barh(line, milliseconds, BAR, left=left, color=style.PART_COLORS[part], linewidth=0, label=part)
                 left += milliseconds
-        _value(panel, row["total_s"] * 1e3, line, f"{row['total_s'] * 1e3:#.3g}")
+        _value(panel, row["total_s"] * 1e3, line, f"{row['total_s'] * 1e3:#.3g}".rstrip("."))
     _lines(panel, [method_label(name) for name in methods])
 
 
