@@ -15,6 +15,7 @@ and `controller: {name: confidence, tau: 0.5}` in a method of the configuration.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ class Signal:
 
 
 @dataclass
-class Controller:
+class Controller(ABC):
     """Decides after every drafted token whether to draft another; the token just drafted stays in the draft.
 
     `k_max` caps the tokens of a draft: at the cap the controller is no longer asked.
@@ -57,9 +58,9 @@ class Controller:
     def reset(self, seed: int) -> None:
         """Begin a prompt; all randomness of the prompt comes from `seed`."""
 
+    @abstractmethod
     def keep_drafting(self, signal: Signal) -> bool:
         """True to draft another token."""
-        raise NotImplementedError
 
     def update(self, drafted: int, accepted: int) -> None:
         """Learn from a verified round: `accepted` of `drafted` tokens matched."""

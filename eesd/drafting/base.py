@@ -7,6 +7,7 @@ not by the drafter.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ class Draftable(Protocol):
         """Add the next token; row r of the logits stands for token `vocabulary[r]`, or r itself."""
 
 
-class Drafter:
+class Drafter(ABC):
     """Base of all drafters. One object serves many prompts, one at a time."""
 
     exit_layer: int = 0
@@ -35,18 +36,18 @@ class Drafter:
     @classmethod
     def build(cls, settings: Mapping[str, Any], target: Transformer, fingerprint: str) -> Drafter:
         """The drafter that a method's settings describe, for a target whose weights have this fingerprint."""
-        raise NotImplementedError
+        return cls()
 
+    @abstractmethod
     def begin(self, target: Transformer, cache: KVCache, states: Tensor) -> None:
         """Begin a prompt. states [1, prompt, hidden]: the prompt after `exit_layer` layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """Extend the chain until it stops. `pending` is the last accepted token, at cache slot `slot`.
 
         Returns states [1, n, hidden] after `exit_layer` layers of `pending` and the first n - 1 drafted tokens.
         """
-        raise NotImplementedError
 
     def accept(self, accepted: int, states: Tensor) -> None:
         """Learn what verification kept. states [1, drafted + 1, hidden] after `exit_layer` layers."""
