@@ -73,8 +73,7 @@ def measure_hardware(
     """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape."""
     target, name = _target(model, shape, dtype)
     engine = attach_engine(target)
-    if not 1 <= exit_layer < target.config.num_layers:
-        raise EesdError(f"exit_layer must lie between 1 and {target.config.num_layers - 1}, not {exit_layer}.")
+    target.config.check_exit_layer(exit_layer)
     limit = target.config.max_positions
     contexts = [context for context in contexts if context + max(QUERIES) <= limit]
     bench = Pieces(target, exit_layer)

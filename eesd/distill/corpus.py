@@ -51,7 +51,8 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
     target = load_target(model_dir, settings["dtype"])
     attach_engine(target)
     tokenizer = load_tokenizer(model_dir)
-    _check_exits(settings["exit_layers"], target)
+    for layer in settings["exit_layers"]:
+        target.config.check_exit_layer(layer)
     shards = plan_shards(settings, tokenizer)
     _check_lengths(shards, settings, target)
     work = _work_folder(out, model_dir, settings, shards)
@@ -107,13 +108,6 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
     # Tasks mixed, so that the rate and the time left mean something from the start.
     random.Random(settings["seed"]).shuffle(shards)
     return shards
-
-
-def _check_exits(exit_layers: Sequence[int], target: Transformer) -> None:
-    depth = target.config.num_layers
-    for layer in exit_layers:
-        if not 1 <= layer < depth:
-            raise EesdError(f"exit_layer of a head must lie between 1 and {depth - 1} for this model, not {layer}.")
 
 
 def _check_lengths(shards: Sequence[Shard], settings: Mapping[str, Any], target: Transformer) -> None:

@@ -43,10 +43,9 @@ MAX_GRAD_NORM = 1.0
 def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Train one head and write `head.safetensors` and `card.json` into `out`."""
     exit_layer = settings["exit_layer"]
-    depth = load_config(model_dir).num_layers
-    if not 1 <= exit_layer < depth:
-        raise EesdError(f"exit_layer must lie between 1 and {depth - 1} for this model, not {exit_layer}.")
-    target = load_target(model_dir, "float32", layers=(exit_layer, depth - 1))
+    config = load_config(model_dir)
+    config.check_exit_layer(exit_layer)
+    target = load_target(model_dir, "float32", layers=(exit_layer, config.num_layers - 1))
     train = read_corpus(corpus, exit_layer, "train")
     held_out = read_corpus(corpus, exit_layer, "calibration")
     traces = [trace for task in sorted(train) for trace in train[task]]

@@ -68,6 +68,11 @@ class ModelConfig:
             window=_sliding_window(hf),
         )
 
+    def check_exit_layer(self, layer: int) -> None:
+        """EesdError unless the model can be cut after `layer` layers with some left on both sides."""
+        if not 1 <= layer < self.num_layers:
+            raise EesdError(f"exit_layer must lie between 1 and {self.num_layers - 1} for this model, not {layer}.")
+
 
 def _refuse_variants(hf: Any) -> None:
     if getattr(hf, "mlp_bias", False):
