@@ -54,8 +54,18 @@ def _nucleus(law: Tensor, top_p: float) -> Tensor:
 
 
 def draw(law: Tensor, generator: torch.Generator) -> int:
-    """One index drawn from a law [vocab]."""
-    return int(torch.multinomial(law, 1, generator=generator))
+    """One index drawn from a law [vocab], which need not be normalised."""
+    return int(draw_rows(law[None], generator))
+
+
+def draw_rows(laws: Tensor, generator: torch.Generator) -> Tensor:
+    """An index [n] from each of the laws [n, vocab], by inversion: `torch.multinomial` takes ten times as long."""
+    mass = laws.cumsum(-1, dtype=torch.float64)
+    total = mass[:, -1:].contiguous()
+    point = torch.rand(total.shape, generator=generator, dtype=mass.dtype, device=mass.device) * total
+    # At most the last index that has any mass, should rounding bring the point up to the total.
+    last = torch.searchsorted(mass, total)
+    return torch.minimum(torch.searchsorted(mass, point, right=True), last)[:, 0]
 
 
 def accept_greedy(drafted: list[int], logits: Tensor) -> tuple[int, int]:

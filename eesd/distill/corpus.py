@@ -3,9 +3,9 @@ probabilities.
 
     python -m eesd corpus --model resources/models/smollm2-135m --settings '{...}' --out results/corpus/m/default
 
-Work is cut into shards of one batch. They lie in `<out>.work/` until all are there, so an interrupted run goes on
-where it stopped; then the folder is renamed. Prompts of the calibration split become the held-out shards that
-training is judged by.
+Work is cut into shards of one batch. They lie in `<out>.work/` until all are there, or the training shards hold as
+many tokens as asked for, so an interrupted run goes on where it stopped; then the folder is renamed. Prompts of the
+calibration split are what a head is calibrated on, those of the evaluation split what it is judged by.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from eesd.decoding.sampling import Sampling
 from eesd.distill.record import Trace, record_batch
 from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
@@ -44,6 +43,7 @@ class Shard:
     task: str
     split: str
     prompts: list[list[int]]
+    temperatures: list[float]  # of the answers to each prompt
 
 
 def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
@@ -56,58 +56,76 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
     shards = plan_shards(settings, tokenizer)
     _check_lengths(shards, settings, target)
     work = _work_folder(out, model_dir, settings, shards)
-    sampling = Sampling(settings["temperature"])
     stop = eos_ids(model_dir, tokenizer)
-    done = [shard for shard in shards if (work / f"{shard.name}.safetensors").exists()]
-    with progress(f"corpus {out.name}", len(shards), "batch", initial=len(done)) as bar:
+    budget = settings["tokens"]
+    made = 0
+    with progress(f"corpus {out.name}", budget or len(shards), "token" if budget else "batch") as bar:
         for index, shard in enumerate(shards):
-            path = work / f"{shard.name}.safetensors"
-            if path.exists():
-                continue
-            began = perf_counter()
-            traces = record_batch(
-                target,
-                shard.prompts,
-                settings["exit_layers"],
-                settings["max_new_tokens"],
-                sampling,
-                stop,
-                settings["seed"] + index,
-            )
-            seconds = perf_counter() - began
-            written = sum(len(t.tokens) - t.prompt_tokens for t in traces)
-            _save_shard(path, shard, traces, seconds)
-            bar.set_postfix_str(f"{shard.task} {written / seconds:.0f} tokens/s")
-            bar.update()
-    write_atomic(work / "corpus.json", json.dumps(_summary(work, shards, settings, fingerprint(model_dir)), indent=2))
+            path, train = work / f"{shard.name}.safetensors", shard.split == "train"
+            if budget and train and made >= budget:
+                break
+            if not path.exists():
+                _generate_shard(path, shard, target, settings, stop, settings["seed"] + index)
+            tokens, seconds = _shard_facts(path)
+            made += tokens * train
+            bar.set_postfix_str(f"{shard.task} {tokens / seconds:.0f} tokens/s", refresh=False)
+            bar.update(tokens * train if budget else 1)
+    present = [shard for shard in shards if (work / f"{shard.name}.safetensors").exists()]
+    write_atomic(work / "corpus.json", json.dumps(_summary(work, present, settings, fingerprint(model_dir)), indent=2))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work, out)
 
 
+def _generate_shard(
+    path: Path, shard: Shard, target: Transformer, settings: Mapping[str, Any], stop: Collection[int], seed: int
+) -> None:
+    began = perf_counter()
+    layers = [*settings["exit_layers"], target.config.num_layers]
+    length = settings["max_new_tokens"]
+    traces = record_batch(target, shard.prompts, layers, length, shard.temperatures, stop, seed)
+    _save_shard(path, shard, traces, perf_counter() - began)
+
+
 def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
-    """The batches to generate: the first prompts of each task's split that fit, sorted by length within a task."""
-    source = DataSource.of(settings)
-    shards = []
-    for split, wanted in (("train", settings["prompts_per_task"]), ("calibration", settings["held_out_per_task"])):
+    """The batches to generate: the first prompts of each task's split that fit, sorted by length within a task.
+
+    A task with fewer prompts than answers wanted answers each several times, at the next of the `temperatures`; these
+    answers share a batch, and the prompt is run once. Shards of calibration and evaluation come first. Training shards
+    are mixed, so that a budget of tokens takes the same share of every task.
+    """
+    shards, order = [], random.Random(settings["seed"])
+    for split in ("calibration", "evaluation", "train"):
+        of_split = []
         for task in settings["tasks"]:
-            prompts = []
-            for item in TASKS[task].items(split, source):
-                ids = encode_prompt(tokenizer, item.prompt)
-                if len(ids) <= settings["max_prompt_tokens"]:
-                    prompts.append(ids)
-                if len(prompts) == wanted:
-                    break
-            if not prompts:
-                raise EesdError(
-                    f"Task {task} has no {split} prompt of at most {settings['max_prompt_tokens']} tokens. "
-                    "Raise max_prompt_tokens."
-                )
-            prompts.sort(key=len)
-            batches = [prompts[i : i + settings["batch"]] for i in range(0, len(prompts), settings["batch"])]
-            shards += [Shard(f"{split}-{task}-{i:04d}", task, split, batch) for i, batch in enumerate(batches)]
-    # Tasks mixed, so that the rate and the time left mean something from the start.
-    random.Random(settings["seed"]).shuffle(shards)
+            wanted = settings[f"{split}_answers"]
+            prompts = _prompts(task, split, wanted, settings, tokenizer)
+            times = min(-(-wanted // len(prompts)), len(settings["temperatures"])) if split == "train" else 1
+            temperatures = settings["temperatures"][:times] if split == "train" else [0.0]
+            size = max(1, settings["batch"] // times)
+            parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+            of_split += [
+                Shard(f"{split}-{task}-{i:04d}", task, split, part, temperatures) for i, part in enumerate(parts)
+            ]
+        order.shuffle(of_split)
+        shards += of_split
     return shards
+
+
+def _prompts(task: str, split: str, wanted: int, settings: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
+    """At most `wanted` prompts as token ids, sorted by length; EesdError where none fits."""
+    prompts: list[list[int]] = []
+    for item in TASKS[task].items(split, DataSource.of(settings)):
+        ids = encode_prompt(tokenizer, item.prompt)
+        if len(ids) <= settings["max_prompt_tokens"]:
+            prompts.append(ids)
+        if len(prompts) == wanted:
+            break
+    if not prompts:
+        raise EesdError(
+            f"Task {task} has no {split} prompt of at most {settings['max_prompt_tokens']} tokens. "
+            "Raise max_prompt_tokens."
+        )
+    return sorted(prompts, key=len)
 
 
 def _check_lengths(shards: Sequence[Shard], settings: Mapping[str, Any], target: Transformer) -> None:
@@ -124,7 +142,8 @@ def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any], shards
     """`<out>.work`, emptied when it was begun with another model, other settings, prompts or code."""
     work = out.with_name(out.name + ".work")
     plan = [[shard.name, shard.prompts] for shard in shards]
-    stamp = settings_hash([fingerprint(model_dir), dict(settings), plan, source_hash()])
+    unbounded = {**settings, "tokens": None}  # another budget takes up the same work
+    stamp = settings_hash([fingerprint(model_dir), unbounded, plan, source_hash()])
     stamp_file = work / "settings_hash"
     if work.exists() and (not stamp_file.exists() or stamp_file.read_text() != stamp):
         shutil.rmtree(work)
@@ -147,15 +166,23 @@ def _save_shard(path: Path, shard: Shard, traces: list[Trace], seconds: float) -
         save_file(tensors, temporary, {"task": shard.task, "split": shard.split, "seconds": f"{seconds:.3f}"})
 
 
+def _shard_facts(path: Path) -> tuple[int, float]:
+    """Generated tokens of a shard and the seconds they took."""
+    with safe_open(path, framework="pt") as file:
+        lengths = file.get_tensor("lengths")
+        return int((lengths[:, 1] - lengths[:, 0]).sum()), float(file.metadata()["seconds"])
+
+
 def _summary(work: Path, shards: list[Shard], settings: Mapping[str, Any], model: str) -> dict[str, Any]:
     """What the corpus holds: the model's fingerprint, settings, and generated tokens by split and task."""
-    tokens: dict[str, dict[str, int]] = {"train": {}, "calibration": {}}
+    tokens: dict[str, dict[str, int]] = {"train": {}, "calibration": {}, "evaluation": {}}
     for shard in shards:
-        lengths = load_file(work / f"{shard.name}.safetensors")["lengths"]
-        tokens[shard.split][shard.task] = tokens[shard.split].get(shard.task, 0) + int(
-            (lengths[:, 1] - lengths[:, 0]).sum()
-        )
-    files = {shard.name: {"task": shard.task, "split": shard.split, "rows": len(shard.prompts)} for shard in shards}
+        made, _ = _shard_facts(work / f"{shard.name}.safetensors")
+        tokens[shard.split][shard.task] = tokens[shard.split].get(shard.task, 0) + made
+    files = {
+        shard.name: {"task": shard.task, "split": shard.split, "rows": len(shard.prompts) * len(shard.temperatures)}
+        for shard in shards
+    }
     return {
         "model": model,
         "settings": dict(settings),
@@ -164,43 +191,51 @@ def _summary(work: Path, shards: list[Shard], settings: Mapping[str, Any], model
     }
 
 
-def read_corpus(folder: Path, exit_layer: int, split: str) -> dict[str, list[Trace]]:
-    """Traces of one split by task, with the states of one exit layer only.
-
-    Raises EesdError when the corpus is incomplete or does not hold that layer.
-    """
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `corpus.json` says; EesdError when the corpus is incomplete."""
     index_file = folder / "corpus.json"
     if not index_file.exists():
         raise EesdError(
             f"{folder}: no complete corpus here (no corpus.json). Generate it: `snakemake --cores all {folder}`."
         )
-    index = json.loads(index_file.read_text())
-    layers = index["settings"]["exit_layers"]
-    if exit_layer not in layers:
-        raise EesdError(
-            f"{folder}: holds states of layers {layers}, not {exit_layer}. Generate the corpus with that layer."
-        )
+    return json.loads(index_file.read_text())
+
+
+def read_corpus(folder: Path, layers: Sequence[int], split: str) -> dict[str, list[Trace]]:
+    """Traces of one split by task, with the states of these layers only; they stay on disk until they are used.
+
+    Raises EesdError when the corpus is incomplete or does not hold a layer.
+    """
     traces: dict[str, list[Trace]] = {}
-    for name, entry in index["shards"].items():
+    for name, entry in read_index(folder)["shards"].items():
         if entry["split"] == split:
-            tensors = load_file(folder / f"{name}.safetensors")
-            traces.setdefault(entry["task"], []).extend(_split_shard(tensors, exit_layer))
+            with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+                stored = sorted(int(key[7:]) for key in file.keys() if key.startswith("states."))  # noqa: SIM118
+                for layer in layers:
+                    if layer not in stored:
+                        raise EesdError(
+                            f"{folder}: holds states of layers {stored}, not {layer}. Generate the corpus with that "
+                            "layer."
+                        )
+                traces.setdefault(entry["task"], []).extend(_split_shard(file, layers))
     return traces
 
 
-def _split_shard(tensors: dict[str, Tensor], exit_layer: int) -> list[Trace]:
-    """Undo `_save_shard` for one exit layer."""
-    lengths = tensors["lengths"].tolist()
+def _split_shard(file: Any, layers: Sequence[int]) -> list[Trace]:
+    """Undo `_save_shard` for some layers."""
+    lengths = file.get_tensor("lengths").tolist()
     totals = [total for _, total in lengths]
     outputs = [total - prompt for prompt, total in lengths]
+    states = [file.get_tensor(f"states.{layer}").split([total - 1 for total in totals]) for layer in layers]
     parts = zip(
         lengths,
-        tensors["tokens"].split(totals),
-        tensors[f"states.{exit_layer}"].split([total - 1 for total in totals]),
-        tensors["teacher_ids"].split(outputs),
-        tensors["teacher_probs"].split(outputs),
+        file.get_tensor("tokens").split(totals),
+        zip(*states, strict=True),
+        file.get_tensor("teacher_ids").split(outputs),
+        file.get_tensor("teacher_probs").split(outputs),
         strict=True,
     )
     return [
-        Trace(prompt, tokens, {exit_layer: states}, ids, probs) for (prompt, _), tokens, states, ids, probs in parts
+        Trace(prompt, tokens, dict(zip(layers, rows, strict=True)), ids, probs)
+        for (prompt, _), tokens, rows, ids, probs in parts
     ]

@@ -1,6 +1,6 @@
 """Batched generation that leaves behind what a head is trained on, in the same pass.
 
-    traces = record_batch(target, prompts, exit_layers=(4,), max_new_tokens=128, sampling=GREEDY, eos={2}, seed=0)
+    traces = record_batch(target, prompts, layers=(4, 30), max_new_tokens=128, temperatures=[0], eos={2}, seed=0)
 
 Batches are ragged: row b's token t lies in cache slot t whatever the other rows do, and a query sees the slots up to
 its own, so padding behind a short prompt is overwritten before anything can look at it. Finished rows are retired.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eesd.decoding.sampling import Sampling
+from eesd.decoding.sampling import draw_rows
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
@@ -28,7 +28,7 @@ RETIRE_SHARE = 0.25
 class Trace:
     """One recorded generation of T tokens, the first `prompt_tokens` of them given.
 
-    tokens [T] int32. states: exit layer -> [T - 1, hidden] float16, the state of every token that was fed.
+    tokens [T] int32. states: number of layers -> [T - 1, hidden] float16, the state of every token that was fed.
     teacher_ids [T - prompt_tokens, 64] int32 and teacher_probs (float16): the target's most probable next tokens at
     each generated position, at temperature 1, most probable first.
     """
@@ -43,10 +43,10 @@ class Trace:
 class _Recorder:
     """Collects the trace of one row, step by step."""
 
-    def __init__(self, prompt: Sequence[int], exit_layers: Collection[int]) -> None:
+    def __init__(self, prompt: Sequence[int], layers: Collection[int]) -> None:
         self.prompt_tokens = len(prompt)
         self.tokens = list(prompt)
-        self.states: dict[int, list[Tensor]] = {n: [] for n in exit_layers}
+        self.states: dict[int, list[Tensor]] = {n: [] for n in layers}
         self.teacher: list[tuple[Tensor, Tensor]] = []
 
     def trace(self) -> Trace:
@@ -64,26 +64,36 @@ class _Recorder:
 def record_batch(
     target: Transformer,
     prompts: Sequence[Sequence[int]],
-    exit_layers: Sequence[int],
+    layers: Sequence[int],
     max_new_tokens: int,
-    sampling: Sampling,
+    temperatures: Sequence[float],
     eos: Collection[int],
     seed: int,
 ) -> list[Trace]:
-    """Continue all prompts at once; one trace for each, in order. Every output has at least one token."""
+    """Continue every prompt once at each temperature (0: greedily), all at once; traces prompt by prompt.
+
+    States are recorded after each of the `layers`, of which `num_layers` are the final ones. Every output has at least
+    one token.
+    """
     device = target.device
     generator = torch.Generator(device).manual_seed(seed)
-    recorders = [_Recorder(prompt, exit_layers) for prompt in prompts]
+    recorders = [_Recorder(prompt, layers) for prompt in prompts for _ in temperatures]
+    heat = torch.tensor(list(temperatures) * len(prompts), device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     cache = target.new_cache(int(lengths.max()) + max_new_tokens, batch=len(prompts))
     padded = torch.zeros((len(prompts), int(lengths.max())), dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
 
-    states, final = _run_by_exits(target, target.embed(padded), exit_layers, cache, 0)
-    final = final[torch.arange(len(prompts), device=device), lengths - 1]
+    states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
+    # The prompt is run once, however often it is continued.
+    fan = torch.arange(len(prompts), device=device).repeat_interleave(len(temperatures))
+    if len(temperatures) > 1:
+        cache.keep_rows(fan)
+    states, lengths = {n: layer_states[fan] for n, layer_states in states.items()}, lengths[fan]
+    final = final[fan, lengths - 1]
     counts = lengths.tolist()
-    live = list(range(len(prompts)))  # recorder of every batch row; None once it is finished
+    live: list[int | None] = list(range(len(recorders)))  # recorder of every batch row; None once it is finished
     for step in range(max_new_tokens):
         for n, layer_states in states.items():
             stored = layer_states.to("cpu", torch.float16)
@@ -94,7 +104,7 @@ def record_batch(
             for row, owner in enumerate(live):
                 if owner is not None:
                     recorders[owner].states[n].append(stored[row, : counts[owner] if step == 0 else 1])
-        tokens = _next_tokens(target.logits(final), sampling, generator, live, recorders)
+        tokens = _next_tokens(target.logits(final), heat, generator, live, recorders)
         if step == max_new_tokens - 1:
             break
         live = [None if owner is None or token in eos else owner for owner, token in zip(live, tokens, strict=True)]
@@ -103,35 +113,37 @@ def record_batch(
         if live.count(None) >= RETIRE_SHARE * len(live):
             rows = [row for row, owner in enumerate(live) if owner is not None]
             cache.keep_rows(torch.tensor(rows, device=device))
-            lengths, tokens, live = lengths[rows], [tokens[r] for r in rows], [live[r] for r in rows]
+            lengths, heat, tokens, live = lengths[rows], heat[rows], [tokens[r] for r in rows], [live[r] for r in rows]
         fed = torch.tensor(tokens, device=device)[:, None]
-        states, final = _run_by_exits(target, target.embed(fed), exit_layers, cache, lengths[:, None])
+        states, final = _run_by_exits(target, target.embed(fed), layers, cache, lengths[:, None])
         lengths, final = lengths + 1, final[:, 0]
     return [recorder.trace() for recorder in recorders]
 
 
 def _run_by_exits(
-    target: Transformer, hidden: Tensor, exit_layers: Sequence[int], cache: KVCache, slots: int | Tensor
+    target: Transformer, hidden: Tensor, layers: Sequence[int], cache: KVCache, slots: int | Tensor
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """Run all layers, keeping the states after each exit layer: ({exit: [batch, seq, hidden]}, final states)."""
+    """Run all layers, keeping the states after each of `layers`: ({layer: [batch, seq, hidden]}, final states)."""
     states, start = {}, 0
-    for cut in sorted(exit_layers):
+    for cut in sorted(layers):
         hidden = target.run(hidden, slice(start, cut), cache, slots)
         states[cut], start = hidden, cut
     return states, target.run(hidden, slice(start, None), cache, slots)
 
 
 def _next_tokens(
-    logits: Tensor, sampling: Sampling, generator: torch.Generator, live: list[int | None], recorders: list[_Recorder]
+    logits: Tensor, heat: Tensor, generator: torch.Generator, live: list[int | None], recorders: list[_Recorder]
 ) -> list[int]:
-    """Draw every row's next token from logits [batch, vocab] and note it with the teacher's most probable ones."""
+    """Each row's next token from logits [batch, vocab] at its temperature, noted with the teacher's most probable."""
     logits = logits.float()
     values, ids = logits.topk(min(TEACHER_TOP, logits.shape[-1]), -1)
     probs = (values - logits.logsumexp(-1, keepdim=True)).exp()
-    if sampling.greedy:
-        tokens = ids[:, 0].tolist()
-    else:
-        tokens = torch.multinomial(sampling.probabilities(logits), 1, generator=generator)[:, 0].tolist()
+    chosen = ids[:, 0].clone()
+    sampled = heat > 0
+    if sampled.any():
+        laws = (logits[sampled] / heat[sampled, None]).softmax(-1)
+        chosen[sampled] = draw_rows(laws, generator).to(chosen.dtype)
+    tokens = chosen.tolist()
     for row, owner in enumerate(live):
         if owner is not None:
             recorders[owner].tokens.append(tokens[row])

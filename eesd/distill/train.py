@@ -46,8 +46,8 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
     config = load_config(model_dir)
     config.check_exit_layer(exit_layer)
     target = load_target(model_dir, "float32", layers=(exit_layer, config.num_layers - 1))
-    train = read_corpus(corpus, exit_layer, "train")
-    held_out = read_corpus(corpus, exit_layer, "calibration")
+    train = read_corpus(corpus, [exit_layer], "train")
+    held_out = read_corpus(corpus, [exit_layer], "evaluation")
     traces = [trace for task in sorted(train) for trace in train[task]]
     torch.manual_seed(settings["seed"])
     head = build_head(target, choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size), settings)

@@ -253,8 +253,9 @@ class Engine:
             self._angles = rotary, *rotary.build(max(length, 512), torch.float32, "cpu")
         return self._angles[1:]
 
-    def head_logits(self, hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor | None:
-        """Float32 logits [.., rows] of states [.., hidden] behind a norm; None where the call is not for the engine."""
+    def head_logits(self, hidden: Tensor, norm: RMSNorm | None, weight: Tensor) -> Tensor | None:
+        """Float32 logits [.., rows] of states [.., hidden] behind a norm, if any; None where the call is not for the
+        engine."""
         return self._product(hidden, weight, norm)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:

@@ -114,30 +114,27 @@ class Layer(nn.Module):
         slots: int | Tensor,
     ) -> Tensor:
         """hidden [batch, seq, hidden] -> the same shape; writes this layer's keys and values at `slots`."""
-        hidden = hidden + self.o(self._attention(self.attn_norm(hidden), angles, mask, cache, slots))
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
-        return hidden + self.down(F.silu(gate) * up)
+        q, k, v = self.heads(self.attn_norm(hidden), angles)
+        if cache is not None:
+            write(cache, k, v, slots)
+            live = slots + hidden.shape[1] if isinstance(slots, int) else int(slots.max()) + 1
+            k, v = cache[0][:, :, :live], cache[1][:, :, :live]
+        return self.finish(hidden, attend(q, k, v, mask))
 
-    def _attention(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: LayerCache | None,
-        slots: int | Tensor,
-    ) -> Tensor:
+    def heads(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, heads, seq, head_dim] of normalised states, rotated by their angles."""
         config = self.config
-        batch, seq, _ = x.shape
-        heads = self.qkv(x).view(batch, seq, -1, config.head_dim).transpose(1, 2)
+        heads = self.qkv(x).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
         q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        if cache is not None:
-            write(cache, k, v, slots)
-            live = slots + seq if isinstance(slots, int) else int(slots.max()) + 1
-            k, v = cache[0][:, :, :live], cache[1][:, :, :live]
-        return attend(q, k, v, mask).transpose(1, 2).reshape(batch, seq, -1)
+        return rotate(q, *angles), rotate(k, *angles), v
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from its input and what its queries gathered [batch, heads, seq, head_dim]."""
+        hidden = hidden + self.o(attended.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
+        return hidden + self.down(F.silu(gate) * up)
 
 
 def causal_mask(slots: int | Tensor, seq: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -229,11 +226,20 @@ class Transformer(nn.Module):
         return head_logits(hidden, self.norm, self.head_weight)
 
 
-def head_logits(hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor:
-    """Logits [.., rows] of states [.., hidden] through a norm and any head [rows, hidden] (float32 from the engine)."""
+def head_logits(hidden: Tensor, norm: RMSNorm | None, weight: Tensor) -> Tensor:
+    """Logits [.., rows] of states [.., hidden] through a norm, if any, and a head (float32 from the engine)."""
     packed = getattr(weight, "packed", None)
     logits = packed and packed.engine.head_logits(hidden, norm, weight)
-    return F.linear(norm(hidden), weight) if logits is None else logits
+    if logits is not None:
+        return logits
+    return F.linear(hidden if norm is None else norm(hidden), weight)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [.., inputs] times a weight [outputs, inputs], in the type of x."""
+    packed = getattr(weight, "packed", None)
+    product = packed and packed.engine.linear(x, weight)
+    return F.linear(x, weight) if product is None else product.to(x.dtype)
 
 
 def run_layers(

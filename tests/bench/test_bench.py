@@ -35,11 +35,13 @@ def settings(model, tmp_path_factory):
     data_dir = str(write_tiny_data(folder / "data"))
     corpus = {
         "tasks": ["asdiv"],
-        "prompts_per_task": 8,
-        "held_out_per_task": 2,
+        "train_answers": 8,
+        "calibration_answers": 2,
+        "evaluation_answers": 2,
+        "tokens": None,
         "max_new_tokens": 8,
         "max_prompt_tokens": 400,
-        "temperature": 0.0,
+        "temperatures": [0.0],
         "batch": 4,
         "seed": 0,
         "exit_layers": [2],

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from eesd.decoding.generate import generate
-from eesd.decoding.sampling import Sampling
 from eesd.distill.record import TEACHER_TOP, record_batch
 from tests.toys import VOCAB, tiny_target
 
@@ -14,7 +13,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10], [11, 12, 13, 14]]
 
 
 def record(target, **changes):
-    settings = {"exit_layers": [1, 3], "max_new_tokens": 12, "sampling": Sampling(), "eos": set(), "seed": 0}
+    settings = {"layers": [1, 3], "max_new_tokens": 12, "temperatures": [0.0], "eos": set(), "seed": 0}
     return record_batch(target, PROMPTS, **{**settings, **changes})
 
 
@@ -54,7 +53,7 @@ def test_sampling_follows_its_seed():
     target = tiny_target()
 
     def outputs(seed):
-        return [t.tokens.tolist() for t in record(target, sampling=Sampling(1.0), seed=seed)]
+        return [t.tokens.tolist() for t in record(target, temperatures=[1.0], seed=seed)]
 
     assert outputs(1) == outputs(1)
     assert outputs(1) != outputs(2)
@@ -65,3 +64,17 @@ def test_shortest_outputs(limit):
     for trace in record(tiny_target(), max_new_tokens=limit):
         assert len(trace.teacher_ids) == limit
         assert len(trace.states[1]) == len(trace.tokens) - 1
+
+
+def test_answers_at_several_temperatures_share_the_prompt():
+    target = tiny_target()
+    together = record(target, temperatures=[0.0, 0.9])
+    greedy = record(target)
+    assert len(together) == 2 * len(PROMPTS)
+    for first, second, alone in zip(together[::2], together[1::2], greedy, strict=True):
+        assert torch.equal(first.tokens, alone.tokens)
+        assert second.tokens[: second.prompt_tokens].tolist() == alone.tokens[: alone.prompt_tokens].tolist()
+        torch.testing.assert_close(first.states[3], alone.states[3], rtol=1e-3, atol=1e-3)
+        ids = second.tokens.long()[None]
+        states = target.run(target.embed(ids), slice(0, 3))[0, :-1]
+        torch.testing.assert_close(second.states[3].float(), states, rtol=2e-3, atol=2e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -39,11 +40,13 @@ def model(tmp_path_factory):
 def settings(tmp_path_factory):
     return {
         "tasks": ["asdiv"],
-        "prompts_per_task": 12,
-        "held_out_per_task": 4,
+        "train_answers": 12,
+        "calibration_answers": 4,
+        "evaluation_answers": 4,
+        "tokens": None,
         "max_new_tokens": 10,
         "max_prompt_tokens": 400,
-        "temperature": 0.0,
+        "temperatures": [0.0],
         "batch": 4,
         "seed": 0,
         "exit_layers": [2],
@@ -62,11 +65,11 @@ def corpus(model, settings, tmp_path_factory):
 
 def test_corpus_holds_what_was_asked_for(corpus):
     index = json.loads((corpus / "corpus.json").read_text())
-    assert sum(entry["rows"] for entry in index["shards"].values()) == 16
-    train = read_corpus(corpus, 2, "train")["asdiv"]
+    assert sum(entry["rows"] for entry in index["shards"].values()) == 20
+    train = read_corpus(corpus, [2], "train")["asdiv"]
     assert len(train) == 12
     assert index["generated_tokens"]["train"]["asdiv"] == sum(len(t.teacher_ids) for t in train)
-    held_out = {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in read_corpus(corpus, 2, "calibration")["asdiv"]}
+    held_out = {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in read_corpus(corpus, [2], "calibration")["asdiv"]}
     assert not held_out & {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in train}
 
 
@@ -86,11 +89,22 @@ def test_interrupted_corpus_goes_on_without_repeating_shards(model, settings, co
         generate_corpus(model, settings, out)
     assert not out.exists()
     generate_corpus(model, settings, out)
-    assert len(calls) == 1 + 4  # four shards, one of them attempted twice
+    assert len(calls) == 1 + 5  # five shards, one of them attempted twice
     for shard in sorted(corpus.glob("*.safetensors")):
         again = load_file(out / shard.name)
         for name, tensor in load_file(shard).items():
             assert torch.equal(tensor, again[name])
+
+
+def test_a_task_with_few_prompts_answers_them_again(model, settings, tmp_path):
+    asked = {**settings, "train_answers": 100, "temperatures": [0.0, 0.8, 0.8], "batch": 6, "max_new_tokens": 4}
+    generate_corpus(model, asked, tmp_path / "all")
+    traces = read_corpus(tmp_path / "all", [2], "train")["asdiv"]
+    prompts = Counter(tuple(t.tokens[: t.prompt_tokens].tolist()) for t in traces)
+    assert set(prompts.values()) == {3}
+    generate_corpus(model, {**asked, "tokens": 30}, tmp_path / "some")
+    written = json.loads((tmp_path / "some" / "corpus.json").read_text())["generated_tokens"]["train"]["asdiv"]
+    assert 30 <= written <= 30 + 6 * 4
 
 
 def test_other_settings_start_the_corpus_anew(model, settings, tmp_path, monkeypatch):
@@ -100,18 +114,18 @@ def test_other_settings_start_the_corpus_anew(model, settings, tmp_path, monkeyp
     (work / "settings_hash").write_text("other")
     (work / "train-asdiv-0000.safetensors").write_text("stale")
     generate_corpus(model, settings, out)
-    assert len(read_corpus(out, 2, "train")["asdiv"]) == 12
+    assert len(read_corpus(out, [2], "train")["asdiv"]) == 12
 
 
 def test_wrong_layer_or_unfinished_corpus_is_refused(corpus, tmp_path):
-    with pytest.raises(EesdError, match=r"layers \[2\], not 3"):
-        read_corpus(corpus, 3, "train")
+    with pytest.raises(EesdError, match=r"layers \[2, 4\], not 3"):
+        read_corpus(corpus, [3], "train")
     with pytest.raises(EesdError, match="no complete corpus"):
-        read_corpus(tmp_path, 2, "train")
+        read_corpus(tmp_path, [2], "train")
 
 
 def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path):
-    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    traces = read_corpus(corpus, [2], "train")["asdiv"]
     target = load_target(model, "float32")
     out = tmp_path / "exit2"
     train_head(model, corpus, HEAD, out)
@@ -178,7 +192,7 @@ def test_bad_head_settings_are_refused(model, corpus, tmp_path):
 
 
 def test_vocabulary_is_the_most_frequent_tokens(corpus):
-    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    traces = read_corpus(corpus, [2], "train")["asdiv"]
     written = torch.cat([t.tokens[t.prompt_tokens :] for t in traces]).tolist()
     chosen = choose_vocabulary(traces, 5, 257).tolist()
     assert chosen == sorted(chosen)
@@ -189,7 +203,7 @@ def test_vocabulary_is_the_most_frequent_tokens(corpus):
 
 
 def test_every_trace_is_seen_once_an_epoch(corpus):
-    traces = read_corpus(corpus, 2, "train")["asdiv"]
+    traces = read_corpus(corpus, [2], "train")["asdiv"]
     batches = epoch_batches(traces, 5, seed=3)
     assert sorted(id(t) for batch in batches for t in batch) == sorted(map(id, traces))
 

@@ -48,6 +48,8 @@ def source(tmp_path: Path) -> DataSource:
     write_rows(data / "gsm8k_test.jsonl", sums[2800:])
     mbpp = [{"text": f"Write f{i}.", "code": "pass", "task_id": i, "test_list": ["assert f()"]} for i in range(1, 975)]
     write_rows(data / "mbpp.jsonl", mbpp)
+    wishes = [{"id": f"w{i}", "instruction": f"Write {i} rhymes.", "input": "On rain." * (i % 2)} for i in range(300)]
+    write_rows(data / "prompts_dolly_3k.jsonl.gz", wishes)
     code = [
         {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "canonical_solution": "    pass"} for i in range(164)
     ]
@@ -68,7 +70,7 @@ def check_disjoint(name: str, source: DataSource) -> dict[str, list[Item]]:
     assert len({item.id for item in everything}) == len(everything)
     assert len({" ".join(item.prompt.split()) for item in everything}) == len(everything)
     assert all(splits.values())
-    assert all(item.prompt and item.reference and item.dataset for item in everything)
+    assert all(item.prompt and item.dataset and (item.reference or name == "instruct") for item in everything)
     return splits
 
 
@@ -83,6 +85,17 @@ def test_evaluation_prompts_leave_training(source: DataSource):
     assert len(splits["evaluation"]) == 200
     assert len(splits["train"]) + len(splits["calibration"]) == 2800
     assert {item.dataset for item in splits["train"]} == {"GSM8K train split (data_dir: gsm8k_train.jsonl.gz)"}
+
+
+def test_instructions_come_from_the_files_there_are(source: DataSource):
+    items = {item.id: item for item in TASKS["instruct"].items("train", source)}
+    assert len(items) > 250
+    assert {item.dataset for item in items.values()} == {"Dolly (data_dir: prompts_dolly_3k.jsonl.gz)"}
+    for name, item in items.items():
+        number = int(name.removeprefix("Dolly-w"))
+        assert item.prompt == f"Write {number} rhymes." + ("\n\nOn rain." if number % 2 else "")
+    with pytest.raises(EesdError, match="hub data set databricks/databricks-dolly-15k: no network in tests"):
+        TASKS["instruct"].items("train", DataSource(None, source.resources))
 
 
 def test_repeated_prompts_and_ids_are_dropped_evaluation_first():
@@ -236,8 +249,8 @@ def real_source(root: Path, name: str) -> DataSource:
     """Real rows from the folder beside the repository or from unpacked resources; skips when there are none."""
     data_dir = root.parent / "shared" / "data"
     source = DataSource(root / "resources", data_dir if data_dir.is_dir() else None)
-    found = [sources.local_input(places, source) for places in TASKS[name].places[:1]]
-    if not found[0] or not found[0].exists():
+    found = sources.local_input(TASKS[name].places[0], source)
+    if not found or not found.exists():
         pytest.skip(f"no real rows of {name}: neither ../shared/data nor unpacked resources")
     return source
 
@@ -248,7 +261,7 @@ def test_real_rows(name: str, root: Path):
     splits = check_disjoint(name, source)
     assert len(splits["evaluation"]) >= 60
     # Whatever the other source trains on is no evaluation prompt of this one.
-    if source.data_dir and (source.resources / "raw").is_dir() and name != "gsm8k":
+    if source.data_dir and (source.resources / "raw").is_dir() and name not in ("gsm8k", "instruct"):
         other = check_disjoint(name, DataSource(source.resources))
         for mine, theirs in ((splits, other), (other, splits)):
             held_out = {item.prompt for item in mine["evaluation"]}
