@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from eesd.drafting.base import Draftable, Drafter
+from eesd.drafting.base import Draftable, Drafter, Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
-from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
 from eesd.models.transformer import Transformer
 
@@ -63,8 +61,8 @@ class ScriptedDrafter(Drafter):
     def __init__(self, prompt: Sequence[int], continuation: Sequence[int], error: int = 0) -> None:
         self.script, self.error = [*prompt, *continuation], error
 
-    def begin(self, target: Transformer, cache: KVCache, states: Tensor) -> None:
-        self.vocab_size = target.config.vocab_size
+    def begin(self, prompt: Prompt) -> None:
+        self.vocab_size = prompt.target.config.vocab_size
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         while not chain.stop:
@@ -74,6 +72,16 @@ class ScriptedDrafter(Drafter):
             logits = torch.full((self.vocab_size,), -50.0)
             logits[token % self.vocab_size] = 50.0
             chain.extend(logits)
+
+
+class SilentDrafter(Drafter):
+    """Never has anything to propose."""
+
+    def begin(self, prompt: Prompt) -> None:
+        pass
+
+    def draft(self, chain: Draftable, pending: int, slot: int) -> None:
+        pass
 
 
 def write_tiny_model(folder: Path, seed: int = 0) -> Path:

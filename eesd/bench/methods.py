@@ -19,7 +19,6 @@ from eesd.drafting import DRAFTERS
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
-from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 
 Method = Callable[..., Generation]
@@ -42,7 +41,7 @@ def build_method(
     if "drafter" in settings:
         if "controller" not in settings:
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
-        drafter = DRAFTERS[settings["drafter"]].build(settings, target, fingerprint(model_dir))
+        drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
 
     def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:

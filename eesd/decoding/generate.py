@@ -18,7 +18,7 @@ from torch import Tensor
 from eesd.control import Controller
 from eesd.decoding.chain import Chain
 from eesd.decoding.sampling import Sampling, accept_greedy, accept_sampled, draw
-from eesd.drafting import Drafter
+from eesd.drafting import Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
@@ -29,7 +29,10 @@ OnTokens = Callable[[Sequence[int], str], None]
 
 @dataclass(frozen=True)
 class Round:
-    """One draft and its verification; `accepted` counts drafted tokens only, without the target's own."""
+    """One draft and its verification; `accepted` counts drafted tokens only, without the target's own.
+
+    stop: why drafting ended, as in `Chain`, or `drafter` when it had nothing more to propose.
+    """
 
     drafted: int
     accepted: int
@@ -125,21 +128,22 @@ def generate(
         chain = Chain(controller, output.budget - 1, sampling, generator)
         states = drafter.draft(chain, output.tokens[-1], slot) if drafter else None
         clock.lap("draft")
-        states, logits = _verify(target, [output.tokens[-1], *chain.tokens], states, slot, cache, drafter)
+        states, final = _verify(target, [output.tokens[-1], *chain.tokens], states, slot, cache, drafter)
+        logits = target.logits(final[0])
         if sampling.greedy:
             accepted, token = accept_greedy(chain.tokens, logits)
         else:
             laws = sampling.probabilities(logits)
             accepted, token = accept_sampled(chain.tokens, chain.laws, drafter and drafter.vocabulary, laws, generator)
         if drafter:
-            drafter.accept(accepted, states)
+            drafter.accept(Verified(chain.tokens, accepted, token, states, final))
         clock.lap("verify")
         if controller:
             controller.update(len(chain.tokens), accepted)
         clock.lap("control")
         clock.seconds["control"] += chain.control_s
         clock.seconds["draft"] -= chain.control_s
-        rounds.append(Round(len(chain.tokens), accepted, chain.stop))
+        rounds.append(Round(len(chain.tokens), accepted, chain.stop or "drafter"))
         output.add([*chain.tokens[:accepted], token], accepted)
         if on_tokens:
             clock.skip()
@@ -190,18 +194,19 @@ def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, drafter
     cut = drafter.exit_layer if drafter else 0
     states = target.embed(torch.tensor([prompt], device=target.device))
     states = target.run(states, slice(0, cut), cache)
+    final = target.run(states, slice(cut, None), cache)
     if drafter:
-        drafter.begin(target, cache, states)
-    return target.logits(target.run(states, slice(cut, None), cache)[0, -1:])
+        drafter.begin(Prompt(target, cache, prompt, states, final))
+    return target.logits(final[0, -1:])
 
 
 def _verify(
     target: Transformer, tokens: list[int], states: Tensor | None, slot: int, cache: KVCache, drafter: Drafter | None
 ) -> tuple[Tensor, Tensor]:
-    """Run the layers a draft has not had; states [1, n, hidden] at the exit and logits [n, vocab] for the n tokens."""
+    """Run the layers a draft has not had; states [1, n, hidden] of the n tokens at the exit and after all layers."""
     cut = drafter.exit_layer if drafter else 0
     done = 0 if states is None else states.shape[1]
     rest = target.embed(torch.tensor([tokens[done:]], device=target.device))
     rest = target.run(rest, slice(0, cut), cache, slot + done)
     states = rest if states is None else torch.cat((states, rest), 1)
-    return states, target.logits(target.run(states, slice(cut, None), cache, slot)[0])
+    return states, target.run(states, slice(cut, None), cache, slot)

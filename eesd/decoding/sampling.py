@@ -82,21 +82,30 @@ def accept_greedy(drafted: list[int], logits: Tensor) -> tuple[int, int]:
 
 def accept_sampled(
     drafted: list[int],
-    draft_laws: list[Tensor],
+    draft_laws: list[Tensor | None],
     vocabulary: Tensor | None,
     target_laws: Tensor,
     generator: torch.Generator,
 ) -> tuple[int, int]:
     """Speculative sampling over a chain: length of the accepted prefix and the token after it.
 
-    draft_laws: q of every drafted token, [rows]; vocabulary: the token id of every row (None: rows are ids).
+    draft_laws: q of every drafted token, [rows], None where it is one-hot at that token. vocabulary: the token id of
+    every row (None: rows are ids).
     target_laws [len(drafted) + 1, vocab]: p after 0, 1, .. accepted tokens.
     """
     for i, token in enumerate(drafted):
-        p, q = target_laws[i], _on_vocabulary(draft_laws[i], vocabulary, target_laws.shape[-1])
-        if torch.rand((), generator=generator, dtype=p.dtype, device=p.device) * q[token] < p[token]:
-            continue
-        residual = (p - q).clamp(min=0)
+        p, q = target_laws[i], draft_laws[i]
+        uniform = torch.rand((), generator=generator, dtype=p.dtype, device=p.device)
+        if q is None:
+            if uniform < p[token]:
+                continue
+            residual = p.clone()
+            residual[token] = 0
+        else:
+            q = _on_vocabulary(q, vocabulary, target_laws.shape[-1])
+            if uniform * q[token] < p[token]:
+                continue
+            residual = (p - q).clamp(min=0)
         # Rounding can leave nothing of p - q only where p equals q, and then p is the residual's limit.
         return i, draw(residual if float(residual.sum()) > 0 else p, generator)
     return len(drafted), draw(target_laws[len(drafted)], generator)

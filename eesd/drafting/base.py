@@ -8,7 +8,9 @@ not by the drafter.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,6 +18,37 @@ from torch import Tensor
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
 from eesd.registry import Registry
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of P tokens that the target has processed.
+
+    cache: the target's, holding the prompt. states [1, P, hidden]: after the drafter's `exit_layer` layers. final
+    [1, P, hidden]: after all layers, before the last norm.
+    """
+
+    target: Transformer
+    cache: KVCache
+    tokens: Sequence[int]
+    states: Tensor
+    final: Tensor
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A round that the target has verified: the last settled token, then n drafted ones, went through all layers.
+
+    drafted: the n drafted tokens, of which the first `accepted` are kept. token: the target's own, which follows.
+    states [1, n + 1, hidden]: after the drafter's `exit_layer` layers. final [1, n + 1, hidden]: after all layers,
+    before the last norm.
+    """
+
+    drafted: Sequence[int]
+    accepted: int
+    token: int
+    states: Tensor
+    final: Tensor
 
 
 class Draftable(Protocol):
@@ -26,6 +59,9 @@ class Draftable(Protocol):
     def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
         """Add the next token; row r of the logits stands for token `vocabulary[r]`, or r itself."""
 
+    def copy(self, token: int) -> int:
+        """Add a token that is certain: its draft law is one-hot."""
+
 
 class Drafter(ABC):
     """Base of all drafters. One object serves many prompts, one at a time."""
@@ -34,23 +70,24 @@ class Drafter(ABC):
     vocabulary: Tensor | None = None  # token id of every draft row; None: rows are token ids
 
     @classmethod
-    def build(cls, settings: Mapping[str, Any], target: Transformer, fingerprint: str) -> Drafter:
-        """The drafter that a method's settings describe, for a target whose weights have this fingerprint."""
+    def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> Drafter:
+        """The drafter that a method's settings describe, for the target loaded from this folder."""
         return cls()
 
     @abstractmethod
-    def begin(self, target: Transformer, cache: KVCache, states: Tensor) -> None:
-        """Begin a prompt. states [1, prompt, hidden]: the prompt after `exit_layer` layers."""
+    def begin(self, prompt: Prompt) -> None:
+        """Begin a prompt, which all layers of the target have processed."""
 
     @abstractmethod
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
-        """Extend the chain until it stops. `pending` is the last accepted token, at cache slot `slot`.
+        """Extend the chain until it stops, or less far if there is nothing to propose.
 
+        `pending` is the last settled token, at cache slot `slot`.
         Returns states [1, n, hidden] after `exit_layer` layers of `pending` and the first n - 1 drafted tokens.
         """
 
-    def accept(self, accepted: int, states: Tensor) -> None:
-        """Learn what verification kept. states [1, drafted + 1, hidden] after `exit_layer` layers."""
+    def accept(self, verified: Verified) -> None:
+        """Learn what verification kept."""
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry("drafter")

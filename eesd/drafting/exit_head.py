@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eesd.drafting.base import DRAFTERS, Draftable, Drafter
+from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
+from eesd.models.special import fingerprint
 from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_logits, run_layers
 
 
@@ -47,10 +48,10 @@ class ExitHead(nn.Module):
         return head_logits(hidden[:, -1], self.norm, self.head.weight)[0]
 
 
-def load_exit_head(path: Path | str, target: Transformer, fingerprint: str) -> tuple[ExitHead, dict[str, Any]]:
+def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[ExitHead, dict[str, Any]]:
     """Read `head.safetensors` and `card.json` from a folder, in the target's dtype and on its device.
 
-    Raises EesdError when files are missing or the head was trained for another model.
+    Raises EesdError when files are missing or the head was trained for another model than that of fingerprint `model`.
     """
     path = Path(path)
     try:
@@ -60,10 +61,10 @@ def load_exit_head(path: Path | str, target: Transformer, fingerprint: str) -> t
         raise EesdError(
             f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
         ) from error
-    if card["fingerprint"] != fingerprint:
+    if card["fingerprint"] != model:
         raise EesdError(
             f"{path}: this head was trained for a model with fingerprint {card['fingerprint']}, "
-            f"but the target's is {fingerprint}. Train a head for this model."
+            f"but the target's is {model}. Train a head for this model."
         )
     with torch.device("meta"):
         head = ExitHead(target.config, tensors.get("token_ids"))
@@ -87,21 +88,21 @@ class ExitHeadDrafter(Drafter):
         self.cache: KVCache | None = None
 
     @classmethod
-    def build(cls, settings: Mapping[str, Any], target: Transformer, fingerprint: str) -> ExitHeadDrafter:
+    def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> ExitHeadDrafter:
         """Load the head in folder `head_path`; its card says at which layer it exits."""
         if "head_path" not in settings:
             raise EesdError("Drafter exit_head needs a trained head. Add `head: <name of a head>` to the method.")
-        head, card = load_exit_head(settings["head_path"], target, fingerprint)
+        head, card = load_exit_head(settings["head_path"], target, fingerprint(model_dir))
         return cls(head, card["exit_layer"])
 
-    def begin(self, target: Transformer, cache: KVCache, states: Tensor) -> None:
+    def begin(self, prompt: Prompt) -> None:
         """Fill the exit layer's cache with the prompt."""
-        self.target, self.target_cache = target, cache
-        if self.cache is None or self.cache.capacity < cache.capacity:
-            self.cache = target.new_cache(cache.capacity, num_layers=1)
-        run_layers([self.head.layer], target.rotary, states, [self.cache.layer(0)], 0)
+        self.target, self.target_cache = prompt.target, prompt.cache
+        if self.cache is None or self.cache.capacity < prompt.cache.capacity:
+            self.cache = prompt.target.new_cache(prompt.cache.capacity, num_layers=1)
+        run_layers([self.head.layer], prompt.target.rotary, prompt.states, [self.cache.layer(0)], 0)
         # States of accepted tokens that the exit layer has not seen yet: [1, n, hidden].
-        self.unseen = states[:, :0]
+        self.unseen = prompt.states[:, :0]
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
@@ -116,7 +117,7 @@ class ExitHeadDrafter(Drafter):
             token, slot = chain.extend(logits, self.vocabulary), slot + 1
         return torch.cat(states, 1) if states else None
 
-    def accept(self, accepted: int, states: Tensor) -> None:
+    def accept(self, verified: Verified) -> None:
         """The last drafted token is the one the exit layer has not processed; it matters only if it was accepted."""
-        drafted = states.shape[1] - 1
-        self.unseen = torch.cat((self.unseen, states[:, accepted:][:, : int(accepted == drafted)]), 1)
+        if verified.accepted == len(verified.drafted):
+            self.unseen = torch.cat((self.unseen, verified.states[:, -1:]), 1)

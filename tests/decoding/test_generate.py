@@ -9,7 +9,7 @@ from eesd.control import make_controller
 from eesd.decoding.generate import generate
 from eesd.decoding.sampling import Sampling
 from eesd.errors import EesdError
-from tests.toys import ScriptedDrafter, exit_drafter, tiny_target
+from tests.toys import ScriptedDrafter, SilentDrafter, exit_drafter, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
 CONTROLLERS = [
@@ -41,6 +41,39 @@ def test_drafter_that_is_always_wrong_gives_one_token_a_round():
     assert found.tokens == vanilla
     assert len(found.rounds) == 19
     assert all(r.accepted == 0 for r in found.rounds)
+
+
+def test_drafter_with_nothing_to_propose_is_vanilla():
+    target = tiny_target()
+    vanilla = generate(target, PROMPT, max_new_tokens=6)
+    found = generate(target, PROMPT, drafter=SilentDrafter(), controller=static(3), max_new_tokens=6)
+    assert found.tokens == vanilla.tokens
+    # For the last token there is no room for a draft.
+    assert [(r.drafted, r.accepted, r.stop) for r in found.rounds] == [(0, 0, "drafter")] * 4 + [(0, 0, "none")]
+
+
+def test_a_drafter_is_told_what_verification_found():
+    target = tiny_target(dtype=torch.float64)
+    vanilla = generate(target, PROMPT, max_new_tokens=13).tokens
+    drafter = ScriptedDrafter(PROMPT, vanilla[:6])  # past the script it is wrong
+    told, prompts = [], []
+    drafter.accept = told.append
+    begin = drafter.begin
+    drafter.begin = lambda prompt: prompts.append(prompt) or begin(prompt)
+    found = generate(target, PROMPT, drafter=drafter, controller=static(3), max_new_tokens=13)
+    assert found.tokens == vanilla
+    hidden = target.run(target.embed(torch.tensor([[*PROMPT, *vanilla]])), slice(None))
+    prompt = prompts[0]
+    assert prompt.tokens == PROMPT
+    torch.testing.assert_close(prompt.final, hidden[:, : len(PROMPT)])
+    slot, settled = len(PROMPT), vanilla[:1]
+    for verified in told:
+        kept = verified.accepted + 1
+        torch.testing.assert_close(verified.final[:, :kept], hidden[:, slot : slot + kept])
+        assert verified.final.shape == verified.states.shape == (1, len(verified.drafted) + 1, hidden.shape[-1])
+        settled += [*verified.drafted[: verified.accepted], verified.token]
+        slot += kept
+    assert settled[:13] == vanilla
 
 
 def test_vanilla_is_the_loop_without_a_drafter():

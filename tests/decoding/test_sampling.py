@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eesd.decoding import sampling
 from eesd.decoding.sampling import Sampling, accept_greedy, accept_sampled, draw
 from eesd.errors import EesdError
 
@@ -53,10 +54,40 @@ def test_sampled_verification_draws_from_the_targets_law(vocabulary):
     assert chi_square < 16.3  # 99.9 % quantile with 3 degrees of freedom
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    first=st.lists(st.integers(0, 8), min_size=4, max_size=4).filter(any),
+    second=st.lists(st.integers(0, 8), min_size=4, max_size=4).filter(any),
+    drafted=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_a_chain_of_certain_tokens_keeps_exactly_the_targets_law(first, second, drafted):
+    """All outcomes of the random numbers, each counted once: u takes the middles of equal steps, draws become laws."""
+    p, after = law(first), law(second)
+    bonus = law([1, 2, 3, 4])
+    output = {"first": torch.zeros(4, dtype=torch.float64), "second": torch.zeros(4, dtype=torch.float64)}
+    grid = [((i + 0.5) / sum(first), (j + 0.5) / sum(second)) for i in range(sum(first)) for j in range(sum(second))]
+    for numbers in grid:
+        uniforms, laws = iter(numbers), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampling.torch, "rand", lambda *_, it=uniforms, **__: torch.tensor(next(it)).double())
+            patch.setattr(sampling, "draw", lambda law, _, seen=laws: seen.append(law / law.sum()) or 0)
+            accepted, _ = accept_sampled(list(drafted), [None, None], None, torch.stack((p, after, bonus)), None)
+        own = laws[0]
+        output["first"] += own if accepted == 0 else torch.eye(4, dtype=torch.float64)[drafted[0]]
+        if accepted > 0:
+            output["second"] += own if accepted == 1 else torch.eye(4, dtype=torch.float64)[drafted[1]]
+        if accepted == 2:
+            torch.testing.assert_close(own, bonus)
+    torch.testing.assert_close(output["first"] / len(grid), p, rtol=0, atol=1e-12)
+    reached = p[drafted[0]] * len(grid)
+    torch.testing.assert_close(output["second"], reached * after, rtol=0, atol=1e-9)
+
+
 def test_a_zero_probability_token_is_never_accepted():
     generator = torch.Generator().manual_seed(0)
     p, q = law([0.0, 1.0, 0.0, 0.0]), law([1.0, 0.0, 0.0, 0.0])
     assert accept_sampled([0], [q], None, torch.stack((p, p)), generator) == (0, 1)
+    assert accept_sampled([0], [None], None, torch.stack((p, p)), generator) == (0, 1)
 
 
 def test_temperature_top_k_and_top_p():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from eesd.decoding.chain import Chain
 from eesd.decoding.sampling import Sampling
-from eesd.drafting import DRAFTERS
+from eesd.drafting import DRAFTERS, Prompt
 from eesd.errors import EesdError
 from eesd.models.transformer import head_logits
 from tests.toys import exit_drafter, tiny_head, tiny_target
@@ -35,7 +37,7 @@ def test_drafted_tokens_are_in_the_draft_vocabulary():
     drafter = exit_drafter(target, exit_layer=2, rows=5)
     cache = target.new_cache(64)
     states = target.run(target.embed(torch.tensor([[1, 2, 3]])), slice(0, 2), cache)
-    drafter.begin(target, cache, states)
+    drafter.begin(Prompt(target, cache, [1, 2, 3], states, target.run(states, slice(2, None), cache)))
     chain = Chain(make_controller({"name": "static", "k": 8}), 8, GREEDY, None)
     drafted = drafter.draft(chain, 4, 3)
     assert drafted.shape == (1, 8, target.config.hidden_size)
@@ -53,8 +55,21 @@ def test_a_budget_below_the_cap_ends_a_draft_by_length():
     assert Chain(None, 5, GREEDY, None).stop == "none"
 
 
+def test_a_certain_token_has_confidence_one_and_no_law():
+    from eesd.control import make_controller
+
+    controller, seen = make_controller({"name": "beta_ts"}), []
+    controller.keep_drafting = lambda signal: seen.append(signal) or len(seen) < 3
+    chain = Chain(controller, 9, Sampling(1.0), torch.Generator().manual_seed(0))
+    chain.extend(torch.tensor([0.0, 1.0]))
+    while not chain.stop:
+        chain.copy(7)
+    assert (chain.tokens[1:], chain.laws[1:], chain.stop) == ([7, 7], [None, None], "controller")
+    assert [(s.position, s.confidence, s.probability, s.entropy) for s in seen[1:]] == [(2, 1, 1, 0), (3, 1, 1, 0)]
+
+
 def test_settings_without_a_head_are_refused():
     with pytest.raises(EesdError, match="needs a trained head"):
-        DRAFTERS["exit_head"].build({}, tiny_target(), "x")
+        DRAFTERS["exit_head"].build({}, tiny_target(), Path("x"))
     with pytest.raises(EesdError, match="Did you mean 'exit_head'"):
         DRAFTERS["exit_haed"]
