@@ -40,19 +40,30 @@ def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) ->
     return target.to(dtype).requires_grad_(False).eval()
 
 
-def tiny_head(target: Transformer, rows: int | None = None, seed: int = 1) -> ExitHead:
-    """An exit head that starts as the target's last layer, norm and head, over the first `rows` tokens."""
+def tiny_head(
+    target: Transformer, rows: int | None = None, seed: int = 1, lens: bool = False, deep: bool = False
+) -> ExitHead:
+    """An exit head that starts as the target's last layer, norm and head, over the first `rows` tokens.
+
+    What `lens` and `deep` add is noise that changes some of its predictions.
+    """
     torch.manual_seed(seed)
-    head = ExitHead(target.config, None if rows is None else torch.arange(rows))
+    head = ExitHead(target.config, None if rows is None else torch.arange(rows), lens, deep)
+    for weight in head.parameters():
+        weight.data.normal_(0, 0.03)
+    if lens:
+        head.estimate.weight.data[:, -target.config.hidden_size :] += torch.eye(target.config.hidden_size)
     head.layer.load_state_dict(target.layers[-1].state_dict())
     head.norm.load_state_dict(target.norm.state_dict())
     head.head.weight.data.copy_(target.head_weight[: rows or target.config.vocab_size])
     return head.to(target.dtype).requires_grad_(False).eval()
 
 
-def exit_drafter(target: Transformer, exit_layer: int = 3, rows: int | None = None) -> ExitHeadDrafter:
-    """With exit_layer = 3 of 4 and all rows this drafter is the target itself, so it is always right."""
-    return ExitHeadDrafter(tiny_head(target, rows), exit_layer)
+def exit_drafter(
+    target: Transformer, exit_layer: int = 3, rows: int | None = None, lens: bool = False, deep: bool = False
+) -> ExitHeadDrafter:
+    """With exit_layer = 3 of 4 and all rows the plain drafter is the target itself, so it is always right."""
+    return ExitHeadDrafter(tiny_head(target, rows, 1, lens, deep), exit_layer)
 
 
 class ScriptedDrafter(Drafter):

@@ -17,7 +17,7 @@ FIELDS = ("head", "kind", "exit_layer", "vocab_rows", "init", "loss", "context",
 
 
 def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
-    """One record for each head and task."""
+    """One record for each head, task and draft position."""
     records = []
     seen: dict[tuple[str, str], Path] = {}
     for path in map(Path, paths):
@@ -28,17 +28,20 @@ def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
         seen[key] = path
         for task, found in card["agreement"].items():
             _check_agreement(path, task, found)
-            records.append(
+            records += [
                 {
                     **{field: card[field] for field in FIELDS},
                     "task": task,
-                    "position": 1,
-                    "top1_agreement": found["top1"],
-                    "expected_acceptance": found["expected_acceptance"],
-                    "chain_length": None,
+                    "position": position,
+                    "top1_agreement": top1,
+                    "expected_acceptance": acceptance,
+                    "chain_length": found["chain_length"],
                     "positions": found["positions"],
                 }
-            )
+                for position, (top1, acceptance) in enumerate(
+                    zip(found["top1"], found["expected_acceptance"], strict=True), 1
+                )
+            ]
     return records
 
 
@@ -58,10 +61,21 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _check_agreement(path: Path, task: str, found: Any) -> None:
-    for field in ("top1", "expected_acceptance", "positions"):
-        value = found.get(field) if isinstance(found, dict) else None
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (field != "positions" and value > 1 + 1e-6):
-            raise EesdError(
-                f"{path}: agreement.{task}.{field} is {value!r}, expected a number between 0 and 1 (or a count)."
-            )
+    where = f"{path}: agreement.{task}"
+    for field in ("top1", "expected_acceptance", "chain_length", "positions"):
+        if not isinstance(found, dict) or field not in found:
+            raise EesdError(f"{where} has no {field}. Expected the card.json that `eesd train` writes.")
+    shares = (found["top1"], found["expected_acceptance"])
+    if not all(isinstance(values, list) and values for values in shares) or len({len(v) for v in shares}) > 1:
+        raise EesdError(f"{where}: top1 and expected_acceptance need one number for each draft position.")
+    for value in (*shares[0], *shares[1]):
+        if not _is_number(value) or value > 1 + 1e-6:
+            raise EesdError(f"{where}: {value!r} is not a share between 0 and 1.")
+    for field in ("chain_length", "positions"):
+        if not _is_number(found[field]):
+            raise EesdError(f"{where}.{field} is {found[field]!r}, expected a number of at least 0.")
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number that is not negative."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -1,8 +1,12 @@
-"""The early-exit drafter of EESD (arXiv 2406.03853): the target's first N layers, one trained layer, norm and head.
+"""The early-exit head and drafter of EESD (arXiv 2406.03853): the target's first N layers, one trained layer, a head.
 
 Drafting runs the first N target layers on every drafted token and keeps their states, so verification starts at layer
 N and no layer runs twice on a token. The exit layer has a key-value cache of its own; it holds states of accepted
 tokens only once a round is over, so what is drafted depends on the accepted prefix alone.
+
+Two additions of ours. A *lens*: the layer's output is only a correction to a linear map, fitted in closed form, from
+the state at the exit to the target's final state. *Deep context*: layer and lens also read the final state of the
+position before, which verification leaves behind for free; later in a draft the head's own estimate stands in for it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,31 +26,55 @@ from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
 from eesd.models.special import fingerprint
-from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_logits, run_layers
+from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_logits, linear, run_layers
+
+CONTEXTS = ("none", "verified")
 
 
 class ExitHead(nn.Module):
-    """One transformer layer, a norm and an output head over `rows` tokens of the vocabulary.
+    """One transformer layer and an output head over `rows` tokens; all state arguments are [batch, seq, hidden].
 
     token_ids [rows]: the token of every row, in increasing order; None means all tokens in their own order.
+    lens: estimate the final state by a linear map of the state at the exit, the context and the layer's output,
+    instead of the layer's output alone. deep: read a context, the normalised final state of the position before.
     """
 
-    def __init__(self, config: ModelConfig, token_ids: Tensor | None) -> None:
+    def __init__(self, config: ModelConfig, token_ids: Tensor | None, lens: bool = False, deep: bool = False) -> None:
         super().__init__()
-        rows = config.vocab_size if token_ids is None else len(token_ids)
+        size = config.hidden_size
+        self.lens, self.deep = lens, deep
         self.layer = Layer(config)
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, rows, bias=False)
+        self.norm = RMSNorm(size, config.norm_eps)
+        self.head = nn.Linear(size, config.vocab_size if token_ids is None else len(token_ids), bias=False)
+        if deep:
+            self.fuse = nn.Linear(size, size, bias=False)
+        if lens:
+            self.estimate = nn.Linear((3 if deep else 2) * size, size)
         self.register_buffer("token_ids", token_ids)
 
-    def forward(self, states: Tensor, rotary: Rotary) -> Tensor:
-        """States after N layers [batch, seq, hidden] -> states before norm and head, causal over the sequence."""
-        return run_layers([self.layer], rotary, states, [None])
+    def enter(self, states: Tensor, context: Tensor | None) -> Tensor:
+        """What the layer reads: the states at the exit, with the context mixed in."""
+        return states + linear(context, self.fuse.weight) if self.deep else states
 
-    def step(self, states: Tensor, rotary: Rotary, cache: KVCache, slot: int) -> Tensor:
-        """Process states [1, n, hidden] at cache slots from `slot` on; draft logits [rows] after the last one."""
-        hidden = run_layers([self.layer], rotary, states, [cache.layer(0)], slot)
-        return head_logits(hidden[:, -1], self.norm, self.head.weight)[0]
+    def leave(self, states: Tensor, context: Tensor | None, hidden: Tensor) -> Tensor:
+        """The estimate of the target's normalised final states, given the layer's output `hidden`."""
+        hidden = self.norm(hidden)
+        if not self.lens:
+            return hidden
+        parts = [F.rms_norm(states, states.shape[-1:], eps=self.norm.eps), context, hidden]
+        parts = [part for part in parts if part is not None]
+        return linear(torch.cat(parts, -1), self.estimate.weight) + self.estimate.bias
+
+    def logits(self, estimate: Tensor) -> Tensor:
+        """Draft logits [.., rows] of estimated final states."""
+        return head_logits(estimate, None, self.head.weight)
+
+    def step(
+        self, states: Tensor, context: Tensor | None, rotary: Rotary, cache: KVCache, slots: int | Tensor
+    ) -> Tensor:
+        """Process states at cache slots from `slots` on; the estimate [batch, 1, hidden] at the last of them."""
+        hidden = run_layers([self.layer], rotary, self.enter(states, context), [cache.layer(0)], slots)[:, -1:]
+        return self.leave(states[:, -1:], None if context is None else context[:, -1:], hidden)
 
 
 def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[ExitHead, dict[str, Any]]:
@@ -53,28 +82,40 @@ def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[E
 
     Raises EesdError when files are missing or the head was trained for another model than that of fingerprint `model`.
     """
-    path = Path(path)
-    try:
-        card = json.loads((path / "card.json").read_text())
-        tensors = load_file(path / "head.safetensors", device=str(target.device))
-    except FileNotFoundError as error:
-        raise EesdError(
-            f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
-        ) from error
+    card, tensors = read_head(path, str(target.device))
     if card["fingerprint"] != model:
         raise EesdError(
             f"{path}: this head was trained for a model with fingerprint {card['fingerprint']}, "
             f"but the target's is {model}. Train a head for this model."
         )
+    target.config.check_exit_layer(card["exit_layer"])
     with torch.device("meta"):
-        head = ExitHead(target.config, tensors.get("token_ids"))
+        ids, lens, deep = tensors.get("token_ids"), "estimate.weight" in tensors, "fuse.weight" in tensors
+        head = ExitHead(target.config, ids, lens, deep)
+    if "head.weight" not in tensors:  # tied: the target's own rows
+        tensors["head.weight"] = target.head_weight if ids is None else target.head_weight[ids]
     weights = {name: t if name == "token_ids" else t.to(target.dtype) for name, t in tensors.items()}
-    head.load_state_dict(weights, assign=True)
+    try:
+        head.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise EesdError(f"{path}: these weights do not fit a head of {card['model']} ({error}).") from error
     head.requires_grad_(False).eval()
     if target.engine:
-        target.engine.pack(head.layer)
-        target.engine.pack(head.head.weight)
+        for module in (head.layer, *(m.weight for m in head.children() if isinstance(m, nn.Linear))):
+            target.engine.pack(module)
     return head, card
+
+
+def read_head(path: Path | str, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Card and weights in a folder; EesdError when there are none."""
+    path = Path(path)
+    try:
+        card = json.loads((path / "card.json").read_text())
+        return card, load_file(path / "head.safetensors", device=device)
+    except FileNotFoundError as error:
+        raise EesdError(
+            f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
+        ) from error
 
 
 @DRAFTERS.register("exit_head")
@@ -100,24 +141,37 @@ class ExitHeadDrafter(Drafter):
         self.target, self.target_cache = prompt.target, prompt.cache
         if self.cache is None or self.cache.capacity < prompt.cache.capacity:
             self.cache = prompt.target.new_cache(prompt.cache.capacity, num_layers=1)
-        run_layers([self.head.layer], prompt.target.rotary, prompt.states, [self.cache.layer(0)], 0)
-        # States of accepted tokens that the exit layer has not seen yet: [1, n, hidden].
-        self.unseen = prompt.states[:, :0]
+        # Of accepted tokens that the exit layer has not processed as verified: states [1, n, hidden], and contexts
+        # [1, n + 1, hidden] for them and the pending token.
+        self.unseen, self.contexts = prompt.states[:, :0], None
+        before = None
+        if self.head.deep:
+            after = self.target.norm(prompt.final)
+            before, self.contexts = F.pad(after[:, :-1], (0, 0, 1, 0)), after[:, -1:]
+        entered = self.head.enter(prompt.states, before)
+        run_layers([self.head.layer], self.target.rotary, entered, [self.cache.layer(0)], 0)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
-        states, token = [], pending
+        states, token, fresh, context = [], pending, self.unseen, self.contexts
         while not chain.stop:
             tokens = torch.tensor([[token]], device=self.target.device)
             state = self.target.run(self.target.embed(tokens), slice(0, self.exit_layer), self.target_cache, slot)
             states.append(state)
-            fresh = torch.cat((self.unseen, state), 1)
-            self.unseen = state[:, :0]
-            logits = self.head.step(fresh, self.target.rotary, self.cache, slot + 1 - fresh.shape[1])
-            token, slot = chain.extend(logits, self.vocabulary), slot + 1
+            fresh = torch.cat((fresh, state), 1)
+            estimate = self.head.step(fresh, context, self.target.rotary, self.cache, slot + 1 - fresh.shape[1])
+            token, slot = chain.extend(self.head.logits(estimate)[0, 0], self.vocabulary), slot + 1
+            fresh, context = state[:, :0], estimate if self.head.deep else None
         return torch.cat(states, 1) if states else None
 
     def accept(self, verified: Verified) -> None:
-        """The last drafted token is the one the exit layer has not processed; it matters only if it was accepted."""
-        if verified.accepted == len(verified.drafted):
-            self.unseen = torch.cat((self.unseen, verified.states[:, -1:]), 1)
+        """Note what the exit layer still has to process: after estimated contexts, all accepted tokens again; else
+        the last drafted token, which it never saw."""
+        drafted, accepted = len(verified.drafted), verified.accepted
+        if drafted:
+            self.unseen = verified.states[:, :0]
+        first = min(drafted, 1) if self.head.deep else drafted
+        self.unseen = torch.cat((self.unseen, verified.states[:, first : accepted + 1]), 1)
+        if self.head.deep:
+            kept = self.target.norm(verified.final[:, : accepted + 1])
+            self.contexts = kept if drafted else torch.cat((self.contexts, kept), 1)

@@ -137,9 +137,19 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
         "settings": {},
         "train_seconds": 100.0,
         "agreement": {
-            "asdiv": {"top1": 0.45, "expected_acceptance": 0.40, "positions": 1234},
-            "xsum": {"top1": 0.38, "expected_acceptance": 0.36, "positions": 2345},
-            "humaneval": {"top1": 0.56, "expected_acceptance": 0.51, "positions": 3456},
+            "asdiv": {
+                "top1": [0.45, 0.41],
+                "expected_acceptance": [0.40, 0.36],
+                "chain_length": 0.7,
+                "positions": 1234,
+            },
+            "xsum": {"top1": [0.38, 0.34], "expected_acceptance": [0.36, 0.33], "chain_length": 0.5, "positions": 2345},
+            "humaneval": {
+                "top1": [0.56, 0.51],
+                "expected_acceptance": [0.51, 0.46],
+                "chain_length": 1.0,
+                "positions": 3456,
+            },
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)

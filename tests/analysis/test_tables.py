@@ -211,10 +211,14 @@ def test_markdown_admits_that_nothing_won(tmp_path: Path) -> None:
 
 
 def test_heads(tables_dir: Path) -> None:
-    table = pd.read_csv(tables_dir / "heads.csv").set_index("task")
-    assert table.loc["asdiv", ["head", "vocab_rows", "position", "top1_agreement"]].tolist() == ["exit4", 8192, 1, 0.45]
-    assert table["chain_length"].isna().all()
-    assert list(table.index) == ["asdiv", "humaneval", "xsum"]
+    table = pd.read_csv(tables_dir / "heads.csv").set_index(["task", "position"])
+    columns = ["head", "vocab_rows", "top1_agreement", "chain_length"]
+    assert table.loc[("asdiv", 1), columns].tolist() == ["exit4", 8192, 0.45, 0.7]
+    assert table.loc[("asdiv", 2), columns].tolist() == ["exit4", 8192, 0.41, 0.7]
+    assert list(table.index.get_level_values(0).unique()) == ["asdiv", "humaneval", "xsum"]
+
+
+AGREEMENT = {"top1": [0.5], "expected_acceptance": [0.4], "chain_length": 0.5, "positions": 9}
 
 
 @pytest.mark.parametrize(
@@ -224,9 +228,11 @@ def test_heads(tables_dir: Path) -> None:
         ("[]", "no field head"),
         ("{}", "no field head"),
         ({"agreement": {}}, "'agreement' is empty"),
-        ({"agreement": {"asdiv": {"top1": 1.5, "expected_acceptance": 0.4, "positions": 9}}}, "agreement.asdiv.top1"),
-        ({"agreement": {"asdiv": {"top1": 0.5, "expected_acceptance": None, "positions": 9}}}, "expected_acceptance"),
-        ({"agreement": {"asdiv": 0.5}}, "agreement.asdiv.top1 is None"),
+        ({"agreement": {"asdiv": {**AGREEMENT, "top1": [1.5]}}}, "agreement.asdiv: 1.5 is not a share"),
+        ({"agreement": {"asdiv": {**AGREEMENT, "top1": [0.5, 0.4]}}}, "one number for each draft position"),
+        ({"agreement": {"asdiv": {**AGREEMENT, "expected_acceptance": None}}}, "one number for each draft position"),
+        ({"agreement": {"asdiv": {**AGREEMENT, "chain_length": None}}}, "asdiv.chain_length is None"),
+        ({"agreement": {"asdiv": 0.5}}, "agreement.asdiv has no top1"),
     ],
 )
 def test_bad_cards(tmp_path: Path, text: str | dict[str, Any], word: str) -> None:

@@ -91,9 +91,10 @@ def test_vanilla_is_the_loop_without_a_drafter():
 @pytest.mark.parametrize("exit_layer", [1, 3])
 @pytest.mark.parametrize("rows", [None, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_greedy_exit_head_is_lossless(controller, exit_layer, rows, dtype):
+@pytest.mark.parametrize("deep", [False, True])
+def test_greedy_exit_head_is_lossless(controller, exit_layer, rows, dtype, deep):
     target = tiny_target(dtype=dtype)
-    drafter = exit_drafter(target, exit_layer, rows)
+    drafter = exit_drafter(target, exit_layer, rows, lens=deep, deep=deep)
     for seed in range(5):
         prompt = [seed, 7, 2 * seed, 11]
         vanilla = generate(target, prompt, max_new_tokens=40)
@@ -126,13 +127,14 @@ def test_no_layer_runs_twice_on_an_accepted_token(monkeypatch):
     assert runs == dict.fromkeys(range(4), len(PROMPT) + 40)
 
 
-def test_what_is_drafted_depends_on_the_accepted_prefix_alone():
+@pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, False), (False, True), (True, True)])
+def test_what_is_drafted_depends_on_the_accepted_prefix_alone(lens, deep):
     """Replay rests on this: a round cut elsewhere leaves the same drafter state behind."""
     target = tiny_target(seed=3)
     vanilla = generate(target, PROMPT, max_new_tokens=30).tokens
 
     def drafts(k: int) -> dict[int, list[int]]:
-        drafter, seen = exit_drafter(target, exit_layer=2), {}
+        drafter, seen = exit_drafter(target, 2, None, lens, deep), {}
         original = drafter.draft
 
         def noting(chain, pending, slot):
@@ -141,7 +143,9 @@ def test_what_is_drafted_depends_on_the_accepted_prefix_alone():
             return states
 
         drafter.draft = noting
-        assert generate(target, PROMPT, drafter=drafter, controller=static(k), max_new_tokens=30).tokens == vanilla
+        found = generate(target, PROMPT, drafter=drafter, controller=static(k), max_new_tokens=30)
+        assert found.tokens == vanilla
+        assert 0 < sum(r.accepted for r in found.rounds) < sum(r.drafted for r in found.rounds)
         return seen
 
     short, long = drafts(2), drafts(5)

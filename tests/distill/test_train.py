@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from eesd.distill import corpus as corpus_module
 from eesd.distill import train as train_module
+from eesd.distill.batches import epoch_batches
 from eesd.distill.corpus import generate_corpus, read_corpus
-from eesd.distill.train import choose_vocabulary, epoch_batches, learning_rate_factor, train_head
+from eesd.distill.heads import choose_vocabulary, make_student
+from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_head
 from eesd.drafting.exit_head import load_exit_head
 from eesd.errors import EesdError
 from eesd.models.loading import load_target
@@ -23,6 +25,11 @@ HEAD = {
     "kind": "exit_layer",
     "exit_layer": 2,
     "init": "last",
+    "context": "none",
+    "output_head": "free",
+    "loss": {"soft": 1.0},
+    "depth": 2,
+    "train_tokens": None,
     "vocab_rows": 64,
     "epochs": 6,
     "batch": 4,
@@ -124,25 +131,43 @@ def test_wrong_layer_or_unfinished_corpus_is_refused(corpus, tmp_path):
         read_corpus(tmp_path, [2], "train")
 
 
-def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path):
-    traces = read_corpus(corpus, [2], "train")["asdiv"]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"init": "same", "loss": {"tv": 1.0, "hard": 0.5}},
+        {"init": "lens", "output_head": "tied"},
+        {"context": "verified"},
+        {"init": "lens", "context": "verified", "output_head": "tied", "depth": 3, "loss": {"soft": 1.0, "text": 1.0}},
+    ],
+    ids=["paper", "same_tv", "lens", "deep", "lens_deep"],
+)
+def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path, changes):
+    settings = {**HEAD, **changes}
+    traces = read_corpus(corpus, [2, 4], "train")["asdiv"]
     target = load_target(model, "float32")
     out = tmp_path / "exit2"
-    train_head(model, corpus, HEAD, out)
+    train_head(model, corpus, settings, out)
     trained, card = load_exit_head(out, target, fingerprint(model))
-    fresh = train_module.build_head(target, trained.token_ids, HEAD)
-    rows = train_module.row_of_token(trained, target.config.vocab_size)
+    student = make_student(settings, target, traces)
     with torch.inference_mode():
-        before, after = (train_module.batch_loss(head, target, traces, 2, rows) for head in (fresh, trained))
-    assert after < before - 0.2
+        before = train_module.batch_loss(student, traces)
+        student.module.load_state_dict(trained.state_dict())
+        after = train_module.batch_loss(student, traces)
+    assert after < before - 0.02
     assert card["vocab_rows"] == 64
-    assert set(card["agreement"]["asdiv"]) == {"top1", "expected_acceptance", "positions"}
+    assert set(card["agreement"]["asdiv"]) == {"top1", "expected_acceptance", "chain_length", "positions"}
+    assert len(card["agreement"]["asdiv"]["top1"]) == 6
+    assert card["calibration"]["y"] == sorted(card["calibration"]["y"])
     assert card["train_tokens"] == sum(len(t.teacher_ids) for t in traces)
+    stored = load_file(out / "head.safetensors")
+    assert ("head.weight" in stored) == (settings["output_head"] == "free")
     assert not (tmp_path / "exit2.work").exists()
 
 
 def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monkeypatch):
-    train_head(model, corpus, HEAD, tmp_path / "straight")
+    settings = {**HEAD, "context": "verified"}
+    train_head(model, corpus, settings, tmp_path / "straight")
     monkeypatch.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
     original, calls = train_module.batch_loss, []
 
@@ -154,8 +179,8 @@ def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monke
 
     monkeypatch.setattr(train_module, "batch_loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_head(model, corpus, HEAD, tmp_path / "broken")
-    train_head(model, corpus, HEAD, tmp_path / "broken")
+        train_head(model, corpus, settings, tmp_path / "broken")
+    train_head(model, corpus, settings, tmp_path / "broken")
     assert len(calls) == 18 + 1  # six epochs of three batches, one of them attempted twice
     straight, resumed = (load_file(tmp_path / name / "head.safetensors") for name in ("straight", "broken"))
     for name, tensor in straight.items():
@@ -200,6 +225,15 @@ def test_vocabulary_is_the_most_frequent_tokens(corpus):
     assert all(written.count(token) <= least for token in set(written) - set(chosen))
     assert choose_vocabulary(traces, "full", 257) is None
     assert choose_vocabulary(traces, 1000, 257) is None
+
+
+def test_a_budget_of_tokens_takes_the_same_share_of_every_task(corpus):
+    traces = read_corpus(corpus, [2], "train")["asdiv"]
+    kept = limit_tokens({"a": traces, "b": traces[:6]}, 90)
+    sizes = [len(t.teacher_ids) for t in kept]
+    assert 90 <= sum(sizes) < 90 + 2 * max(sizes)
+    assert len(limit_tokens({"a": traces}, None)) == len(traces)
+    assert loss_name({"soft": 1.0, "tv": 0.5, "hard": 0.0}) == "soft + 0.5 tv"
 
 
 def test_every_trace_is_seen_once_an_epoch(corpus):

@@ -6,28 +6,65 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from eesd.decoding.chain import Chain
 from eesd.decoding.sampling import Sampling
+from eesd.distill.rollout import rollout
 from eesd.drafting import DRAFTERS, Prompt
+from eesd.drafting.exit_head import ExitHeadDrafter
 from eesd.errors import EesdError
-from eesd.models.transformer import head_logits
-from tests.toys import exit_drafter, tiny_head, tiny_target
+from tests.toys import VOCAB, exit_drafter, tiny_head, tiny_target
 
 GREEDY = Sampling()
 
 
 @pytest.mark.parametrize("pieces", [[1] * 10, [4, 1, 3, 2], [10]])
-def test_steps_equal_the_whole_sequence(pieces):
+@pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, False), (False, True), (True, True)])
+def test_steps_equal_the_whole_sequence(pieces, lens, deep):
     target = tiny_target()
-    head = tiny_head(target, rows=20)
-    states = torch.randn(1, 10, target.config.hidden_size)
-    whole = head_logits(head(states, target.rotary)[0], head.norm, head.head.weight)
+    head = tiny_head(target, rows=20, lens=lens, deep=deep)
+    states, context = torch.randn(2, 1, 10, target.config.hidden_size)
+    whole = rollout(head, states, context, target.rotary, depth=1, first=0)[0]
     cache, slot = target.new_cache(10, num_layers=1), 0
-    for piece in states.split(pieces, 1):
-        logits = head.step(piece, target.rotary, cache, slot)
+    for piece, before in zip(states.split(pieces, 1), context.split(pieces, 1), strict=True):
+        estimate = head.step(piece, before if deep else None, target.rotary, cache, slot)
         slot += piece.shape[1]
-        torch.testing.assert_close(logits, whole[slot - 1])
+        torch.testing.assert_close(estimate[:, 0], whole[:, slot - 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lens", [False, True])
+def test_training_sees_the_estimates_that_decoding_makes(lens):
+    """The estimates of a draft that follows the text are those of the rollout, depth by depth, at every position."""
+    target = tiny_target(seed=2)
+    head = tiny_head(target, lens=lens, deep=True)
+    tokens = torch.randint(0, VOCAB, (1, 14))
+    states = target.run(target.embed(tokens), slice(0, 2))
+    final = target.run(states, slice(2, None))
+    context = F.pad(target.norm(final)[:, :-1], (0, 0, 1, 0))
+    rolled = rollout(head, states, context, target.rotary, depth=4, first=3)
+    for begin in range(4, 10):
+        cache, drafter = target.new_cache(32), ExitHeadDrafter(head, 2)
+        early = target.run(target.embed(tokens[:, :begin]), slice(0, 2), cache)
+        late = target.run(early, slice(2, None), cache)
+        drafter.begin(Prompt(target, cache, tokens[0, :begin].tolist(), early, late))
+        chain = Scripted(tokens[0, begin + 1 : begin + 5].tolist(), head)
+        drafter.draft(chain, int(tokens[0, begin]), begin)
+        for depth, found in enumerate(chain.seen):
+            expected = head.logits(rolled[depth][0, begin + depth - 3])
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class Scripted:
+    """A chain that follows a text and keeps the draft logits it was offered."""
+
+    def __init__(self, tokens, head):
+        self.tokens, self.seen, self.stop = tokens, [], ""
+
+    def extend(self, logits, vocabulary=None):
+        self.seen.append(logits)
+        self.stop = "k_max" if len(self.seen) == len(self.tokens) else ""
+        return self.tokens[len(self.seen) - 1]
 
 
 def test_drafted_tokens_are_in_the_draft_vocabulary():

@@ -1,0 +1,80 @@
+"""How good a head is: agreement with the target by draft position, and how far a greedy chain gets.
+
+found = evaluate(student, traces)
+found["top1"][0], found["chain_length"]        # 0.55, 1.3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eesd.distill.batches import in_order, make_batch
+from eesd.distill.heads import Student
+from eesd.distill.losses import expected_acceptance
+from eesd.distill.record import Trace
+
+POSITIONS = 6  # draft positions that agreement is reported for
+CHAIN = 8  # longest chain, K_max
+BATCH = 8
+
+
+@torch.inference_mode()
+def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
+    """Agreement with the target's greedy choice, rolled out as in decoding along the text.
+
+    top1 and expected_acceptance (sum_x min(p, q)) by draft position 1 .. 6, over `positions` first drafted tokens;
+    chain_length: drafted tokens, of 8, that match before the first miss, over rounds with 8 tokens to come.
+    """
+    hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
+    counts, chains, rounds = [0] * POSITIONS, 0, 0
+    for part in in_order(traces, BATCH):
+        batch = make_batch(part, student.settings["exit_layer"], student.target)
+        alive = None
+        positions = torch.arange(batch.states.shape[1], device=student.target.device)
+        for step, (where, logits) in enumerate(student.predictions(batch, CHAIN)):
+            rows = student.rows[batch.teacher_ids[where]]
+            right = torch.zeros_like(where)
+            right[where] = logits.argmax(-1) == rows[:, 0]
+            if step < POSITIONS:
+                hits[step] += float(right.sum())
+                overlaps[step] += float(expected_acceptance(logits.softmax(-1), rows, batch.teacher_probs[where]).sum())
+                counts[step] += len(rows)
+            # Position i at this depth belongs to the round that began at i - step.
+            alive = right if alive is None else right & _back(alive)
+            begun = positions - step
+            complete = (begun >= batch.begins[:, None]) & (begun + CHAIN <= batch.ends[:, None])
+            chains += int((alive & complete).sum())
+        rounds += int((batch.ends - batch.begins - CHAIN + 1).clamp(min=0).sum())
+    return {
+        "top1": [hit / count for hit, count in zip(hits, counts, strict=True) if count],
+        "expected_acceptance": [part / count for part, count in zip(overlaps, counts, strict=True) if count],
+        "chain_length": chains / max(1, rounds),
+        "positions": counts[0],
+    }
+
+
+@torch.inference_mode()
+def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
+    """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
+    found = []
+    for part in in_order(traces, BATCH):
+        batch = make_batch(part, student.settings["exit_layer"], student.target)
+        alive = None
+        for where, logits in student.predictions(batch, POSITIONS):
+            right = torch.zeros_like(where)
+            right[where] = logits.argmax(-1) == student.rows[batch.teacher_ids[where][:, 0]]
+            drafted = where if alive is None else where & _back(alive)
+            confidence = logits.softmax(-1).amax(-1)[drafted[where]]
+            found.append((confidence.cpu(), right[drafted].cpu()))
+            alive = right & drafted
+    scores, agreed = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(agreed)
+
+
+def _back(x: Tensor) -> Tensor:
+    """x [batch, seq] as seen from the position after."""
+    return torch.nn.functional.pad(x[:, :-1], (1, 0))

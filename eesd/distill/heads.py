@@ -1,0 +1,144 @@
+"""Heads to be trained: how each kind starts, and what it predicts at every depth of a draft.
+
+student = ExitStudent(settings, target, traces)
+student.parameters                        # to optimise
+for depth, (where, logits) in enumerate(student.predictions(batch, depth=3), 1): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eesd.distill.batches import Batch
+from eesd.distill.lens import fit_lens
+from eesd.distill.record import Trace
+from eesd.distill.rollout import rollout
+from eesd.drafting.exit_head import ExitHead
+from eesd.errors import EesdError, unknown
+from eesd.models.transformer import Transformer
+
+INITS = ("last", "same", "lens")
+
+
+class Student(ABC):
+    """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all)."""
+
+    module: nn.Module
+    vocabulary: Tensor | None
+    depth: int  # drafted tokens that training rolls out
+
+    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
+        self.settings, self.target = settings, target
+        vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
+        self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
+        self.rows = row_of_token(self.vocabulary, target.config.vocab_size, target.device)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [weight for weight in self.module.parameters() if weight.requires_grad]
+
+    @property
+    def head_rows(self) -> Tensor:
+        """The target's output head at the draft vocabulary [rows, hidden]."""
+        weight = self.target.head_weight
+        return weight if self.vocabulary is None else weight[self.vocabulary]
+
+    @abstractmethod
+    def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For every depth of a draft: where its predictions count [batch, seq], and logits [n, rows] there."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored: bfloat16 halves the bytes that every draft step reads."""
+        return {
+            name: (tensor if name == "token_ids" else tensor.bfloat16()).contiguous()
+            for name, tensor in self.module.state_dict().items()
+        }
+
+
+class ExitStudent(Student):
+    """One transformer layer behind the target's first N (`exit_layer`), as `init`, `context` and `output_head` say."""
+
+    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
+        super().__init__(settings, target, traces)
+        init, deep = settings["init"], settings["context"] == "verified"
+        if init not in INITS:
+            raise unknown("init", init, INITS)
+        self.depth = settings["depth"] if deep else 1
+        self.module = head = ExitHead(target.config, self.vocabulary, init == "lens", deep).to(target.device)
+        source = target.layers[-1 if init == "last" else settings["exit_layer"]]
+        head.layer.load_state_dict(source.state_dict())
+        head.norm.load_state_dict(target.norm.state_dict())
+        head.head.load_state_dict({"weight": self.head_rows})
+        head.head.requires_grad_(settings["output_head"] == "free")
+        with torch.no_grad():
+            if deep:
+                head.fuse.weight.zero_()
+            if init == "lens":
+                weight, bias = fit_lens(traces, settings["exit_layer"], target, deep)
+                head.estimate.weight.zero_()
+                head.estimate.weight[:, : weight.shape[1]] = weight
+                head.estimate.bias.copy_(bias)
+
+    def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rolled out as decoding does; see `rollout`."""
+        rotary = self.target.rotary
+        estimates = rollout(self.module, batch.states, batch.context, rotary, depth, batch.first)
+        logits = None
+        for step, estimate in enumerate(estimates, 1):
+            where = batch.predicting(step)
+            if self.module.deep or step == 1:
+                logits = self.module.logits(estimate[where[:, batch.first :]])
+                yield where, logits
+            else:  # without deep context every depth predicts the same
+                yield where, logits[where[batch.predicting(1)]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A tied output head is not stored: it is read from the target."""
+        stored = super().tensors()
+        if self.settings["output_head"] == "tied":
+            del stored["head.weight"]
+        return stored
+
+
+STUDENTS: dict[str, type[Student]] = {"exit_layer": ExitStudent}
+
+
+def make_student(settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> Student:
+    """The untrained head that these settings describe."""
+    if settings["kind"] not in STUDENTS:
+        raise unknown("kind of head", settings["kind"], STUDENTS)
+    if not traces:
+        raise EesdError("The corpus has no training traces. Raise its train_answers.")
+    return STUDENTS[settings["kind"]](settings, target, traces)
+
+
+def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:
+    """Token ids [rows] of the draft vocabulary in increasing order, or None for `full`.
+
+    The most frequent tokens of the generated text; where the text has fewer different ones, those the teacher gave
+    most mass.
+    """
+    if rows == "full" or rows >= vocab_size:
+        return None
+    counts, mass = torch.zeros(vocab_size, dtype=torch.float64), torch.zeros(vocab_size, dtype=torch.float64)
+    for trace in traces:
+        written = trace.tokens[trace.prompt_tokens :].long()
+        counts.index_add_(0, written, torch.ones(len(written), dtype=torch.float64))
+        mass.index_add_(0, trace.teacher_ids.flatten().long(), trace.teacher_probs.flatten().double())
+    # A count outweighs any mass, which is below 1 once normalised.
+    return (counts + mass / (mass.sum() + 1)).topk(rows).indices.sort().values
+
+
+def row_of_token(vocabulary: Tensor | None, vocab_size: int, device: torch.device) -> Tensor:
+    """Draft row of every token [vocab], -1 for tokens the head cannot draft."""
+    if vocabulary is None:
+        return torch.arange(vocab_size, device=device)
+    rows = torch.full((vocab_size,), -1, device=device)
+    rows[vocabulary] = torch.arange(len(vocabulary), device=device)
+    return rows
