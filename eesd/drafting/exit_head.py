@@ -106,15 +106,15 @@ class ExitHeadDrafter(Drafter):
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
-        states, token = [], pending
+        # Filled on the device: copying a number there would wait for it.
+        states, token = [], torch.full((1, 1), pending, device=self.target.device)
         while not chain.stop:
-            tokens = torch.tensor([[token]], device=self.target.device)
-            state = self.target.run(self.target.embed(tokens), slice(0, self.exit_layer), self.target_cache, slot)
+            state = self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.target_cache, slot)
             states.append(state)
             fresh = torch.cat((self.unseen, state), 1)
             self.unseen = state[:, :0]
             logits = self.head.step(fresh, self.target.rotary, self.cache, slot + 1 - fresh.shape[1])
-            token, slot = chain.extend(logits, self.vocabulary), slot + 1
+            token, slot = chain.extend(logits, self.vocabulary).view(1, 1), slot + 1
         return torch.cat(states, 1) if states else None
 
     def accept(self, verified: Verified) -> None:
