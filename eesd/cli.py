@@ -182,12 +182,16 @@ def hardware(
     dtype: str = "auto",
     contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
     rounds: int = 11,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one")] = None,
 ) -> None:
     """Measure what every piece of decoding costs on this machine, as a cost table."""
     from eesd.bench.hardware import measure_hardware
 
-    lengths = [int(length) for length in contexts.split(",")]
-    measure_hardware(model, shape, out, exit_layer, dtype, lengths, rounds)
+    try:
+        lengths = [int(length) for length in contexts.split(",")]
+    except ValueError:
+        raise EesdError(f"--contexts must be whole numbers with commas between them, not '{contexts}'.") from None
+    measure_hardware(model, shape, out, exit_layer, dtype, lengths, rounds, device)
 
 
 @app.command()

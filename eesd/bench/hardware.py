@@ -1,11 +1,12 @@
 """What every piece of decoding costs on this machine: the cost table that explains speedups and that replay uses.
 
     eesd hardware --model resources/models/smollm2-135m --out resources/hardware/here.json
-    eesd hardware --shape llama-2-13b --out resources/hardware/a100-13b.json        # random weights
+    eesd hardware --shape llama-2-13b --contexts 128,1024,4096 --out a100-llama-2-13b.json       # random weights
 
 All pieces of a context length are timed in turn, round after round in random order, and medians are kept, so that
 drifts of the machine's speed fall on all alike. Before each measurement the caches of the processor are as decoding
-leaves them.
+leaves them. On a GPU a piece ends when the host knows its result, as in decoding; only drafting, whose steps decoding
+queues one behind the other, is timed as a queue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 
 from eesd.bench import facts
 from eesd.control import Signal, make_controller
-from eesd.drafting.exit_head import ExitHead
+from eesd.decoding.generate import Generation, generate
+from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
 from eesd.models.engine import attach_engine, bfloat16_exact
 from eesd.models.loading import load_target
-from eesd.models.shapes import SHAPES, random_target
-from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
+from eesd.models.shapes import SHAPES, random_module, random_target
+from eesd.models.transformer import Layer, Transformer
 from eesd.progress import progress
 
 QUERIES = tuple(range(1, 17))
@@ -38,6 +40,8 @@ CONTEXTS = (128, 1024)
 ROUNDS = 11
 DRAFT_ROWS = 8192
 STREAM_BYTES = 1 << 30
+# Calls behind one another on a GPU where a single one would mostly measure the way there and back.
+QUEUED = 8
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Piece:
-    """Something to time: `run()` once, reading `bytes`."""
+    """Something to time: `run()` once, reading `bytes`; `queued` if decoding does not wait for it on a GPU."""
 
     path: str
     query_tokens: int
     run: Callable[[], Any]
     bytes: int
+    queued: bool = False
 
 
 def measure_hardware(
@@ -69,14 +74,20 @@ def measure_hardware(
     dtype: str = "auto",
     contexts: Sequence[int] = CONTEXTS,
     rounds: int = ROUNDS,
+    device: str | None = None,
 ) -> None:
-    """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape."""
-    target, name = _target(model, shape, dtype)
+    """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape.
+
+    device: `cpu`, `cuda`, `cuda:1` ...; None takes a CUDA device if there is one.
+    """
+    target, name = _target(model, shape, dtype, _device(device), max(contexts, default=0))
     engine = attach_engine(target)
     target.config.check_exit_layer(exit_layer)
     limit = target.config.max_positions
     contexts = [context for context in contexts if context + max(QUERIES) <= limit]
     bench = Pieces(target, exit_layer)
+    # Before another library's copy of the model takes memory too.
+    peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
     bandwidth, matmul = read_bandwidth(target.device), matmul_rate(target.device, target.dtype)
     costs = []
@@ -90,11 +101,16 @@ def measure_hardware(
         "dtype": str(target.dtype).removeprefix("torch."),
         "engine": engine.name,
         "threads": torch.get_num_threads(),
+        "layers": len(target.layers),
+        "distinct_layers": len(set(target.layers)),
         "exit_layer": exit_layer,
         "draft_rows": bench.draft_rows,
         "read_bandwidth_bytes_per_s": bandwidth,
         "matmul_flops_per_s": matmul,
         "controller_step_s": controller_step(),
+        "queued_draft_steps": _calls(target.device, True),
+        "capture_s": engine.capture_s,
+        "peak_memory_bytes": peak,
         "versions": facts.versions(),
         "commit": facts.commit(),
         "costs": [asdict(cost) for cost in costs],
@@ -102,33 +118,52 @@ def measure_hardware(
     write_atomic(out, json.dumps(found, indent=1) + "\n")
 
 
-def _target(model: Path | None, shape: str | None, dtype: str) -> tuple[Transformer, str]:
+def _device(name: str | None) -> str:
+    """The device that was asked for, if torch can use it here."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda"):
+        raise unknown("device", name, ("cpu", "cuda"))
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not (index or "0").isdigit() or int(index or 0) >= count:
+        raise EesdError(f"Device {name} is not here: torch {torch.__version__} finds {count} of its kind.")
+    return name
+
+
+def _target(
+    model: Path | None, shape: str | None, dtype: str, device: str, longest_context: int
+) -> tuple[Transformer, str]:
     if (model is None) == (shape is None):
         raise EesdError("Give either --model FOLDER or --shape NAME.")
     if model is not None:
-        return load_target(model, dtype), model.name
+        return load_target(model, dtype, device), model.name
     if shape not in SHAPES:
         raise unknown("shape", shape, SHAPES)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": torch.bfloat16}
     if dtype not in kinds:
         raise unknown("dtype", dtype, kinds)
-    return random_target(SHAPES[shape], kinds[dtype], device), shape
+    # Random weights have no context that they were trained for.
+    positions = max(SHAPES[shape].max_positions, longest_context + max(QUERIES))
+    return random_target(replace(SHAPES[shape], max_positions=positions), kinds[dtype], device), shape
 
 
 class Pieces:
-    """The pieces of one target at any context length, with an untrained exit head of the usual size."""
+    """The pieces of one target at any context length, with an untrained exit head of the usual size.
+
+    The head has lens and deep context: what they add to the paper's layer is a twentieth of a draft step.
+    """
 
     def __init__(self, target: Transformer, exit_layer: int) -> None:
         self.target, self.exit_layer = target, exit_layer
         self.draft_rows = min(DRAFT_ROWS, target.config.vocab_size)
-        rows = torch.arange(self.draft_rows, device=target.device)
-        self.head = (
-            ExitHead(target.config, rows).to(target.device, torch.bfloat16).to(target.dtype).requires_grad_(False)
-        )
-        if target.engine:
-            target.engine.pack(self.head.layer)
-            target.engine.pack(self.head.head.weight)
+        rows = torch.arange(self.draft_rows)
+        with torch.device("meta"):
+            head = ExitHead(target.config, rows, lens=True, deep=True)
+        # Rounded to what a trained head is stored as.
+        head = random_module(head, torch.bfloat16, str(target.device)).to(target.dtype)
+        head.token_ids = rows.to(target.device)
+        self.head = head.requires_grad_(False)
+        self.head.pack(target.engine)
 
     def at(self, context: int) -> list[Piece]:
         """All pieces with `context` tokens in the cache before the query."""
@@ -152,25 +187,28 @@ class Pieces:
             return target.logits(layers(part, k)[0]).argmax(-1)
 
         def exit_step() -> Tensor:
-            return run_layers([self.head.layer], target.rotary, states[1], [exit_cache.layer(0)], context)
+            return self.head.step(states[1], states[1], target.rotary, exit_cache, context)
 
         def draft_head() -> Tensor:
-            return head_logits(states[1][0], self.head.norm, self.head.head.weight).softmax(-1).argmax(-1)
+            return self.head.logits(states[1][0]).softmax(-1).argmax(-1)
 
         def draft() -> Tensor:
             state = target.run(target.embed(token), slice(0, cut), cache, context)
-            return self.head.step(state, target.rotary, exit_cache, context).softmax(-1).argmax(-1)
+            estimate = self.head.step(state, states[1], target.rotary, exit_cache, context)
+            return self.head.logits(estimate).softmax(-1).argmax(-1)
 
         depth = target.config.num_layers
         all_layers, first = self._layers(depth, context), self._layers(cut, context)
-        exit_bytes, draft_bytes = self._layers(1, context, self.head.layer), stored_bytes(self.head.head.weight)
+        draft_bytes = stored_bytes(self.head.head.weight)
+        exit_bytes = self._layers(1, context, self.head.layer)
+        exit_bytes += stored_bytes(self.head.fuse.weight) + stored_bytes(self.head.estimate.weight)
         full_head = stored_bytes(target.head_weight)
         pieces = [
             Piece("vanilla", 1, vanilla, all_layers + full_head),
-            Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first),
-            Piece("exit_layer", 1, exit_step, exit_bytes),
-            Piece("draft_head", 1, draft_head, draft_bytes),
-            Piece("draft", 1, draft, first + exit_bytes + draft_bytes),
+            Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first, queued=True),
+            Piece("exit_layer", 1, exit_step, exit_bytes, queued=True),
+            Piece("draft_head", 1, draft_head, draft_bytes, queued=True),
+            Piece("draft", 1, draft, first + exit_bytes + draft_bytes, queued=True),
             Piece("full_head", 1, lambda: target.logits(states[1][0]).argmax(-1), full_head),
         ]
         for k in QUERIES:
@@ -202,16 +240,26 @@ def time_pieces(
         piece.run()
     for _ in range(rounds):
         for i in rng.sample(range(len(pieces)), len(pieces)):
-            _wait(device)
-            began = perf_counter()
-            pieces[i].run()
-            _wait(device)
-            seconds[i].append(perf_counter() - began)
+            seconds[i].append(_seconds(pieces[i].run, device, _calls(device, pieces[i].queued)))
         tick()
     return [
         Cost(piece.path, piece.query_tokens, context, statistics.median(seconds[i]), piece.bytes)
         for i, piece in enumerate(pieces)
     ]
+
+
+def _seconds(run: Callable[[], Any], device: torch.device, calls: int) -> float:
+    """Seconds of one of `calls` calls behind one another, from an idle device to an idle device."""
+    _wait(device)
+    began = perf_counter()
+    for _ in range(calls):
+        run()
+    _wait(device)
+    return (perf_counter() - began) / calls
+
+
+def _calls(device: torch.device, queued: bool) -> int:
+    return QUEUED if queued and device.type == "cuda" else 1
 
 
 def _wait(device: torch.device) -> None:
@@ -225,21 +273,33 @@ def read_bandwidth(device: torch.device, repeats: int = 9) -> float:
     return STREAM_BYTES / _best(lambda: data.sum(), device, repeats)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
     """Floating-point operations per second of a square product, the bound of prefill and of many query rows."""
+    size = size or (8192 if device.type == "cuda" else 2048)
     a = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 / _best(lambda: a @ a, device, 5)
 
 
 def _best(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        _wait(device)
-        began = perf_counter()
-        run()
-        _wait(device)
-        times.append(perf_counter() - began)
-    return min(times[1:])
+    return min([_seconds(run, device, _calls(device, True)) for _ in range(repeats + 1)][1:])
+
+
+def peak_memory(target: Transformer, head: ExitHead, exit_layer: int, contexts: Sequence[int]) -> int | None:
+    """Most bytes allocated while decoding with a cache for the longest context: weights, caches, states. GPU only."""
+    if target.device.type != "cuda" or not contexts:
+        return None
+    torch.cuda.reset_peak_memory_stats(target.device)
+    _decode(target, head, exit_layer, contexts)
+    return torch.cuda.max_memory_allocated(target.device)
+
+
+def _decode(target: Transformer, head: ExitHead, exit_layer: int, contexts: Sequence[int]) -> Generation:
+    """A few tokens after a short prompt, in a cache for the longest context."""
+    cache = target.new_cache(max(contexts) + max(QUERIES))
+    drafter, controller = ExitHeadDrafter(head, exit_layer), make_controller({"name": "static"})
+    prompt = [0] * min(contexts[0], cache.capacity // 2)
+    new = min(32, cache.capacity - len(prompt))
+    return generate(target, prompt, drafter=drafter, controller=controller, max_new_tokens=new, cache=cache)
 
 
 def controller_step(steps: int = 2000) -> float:

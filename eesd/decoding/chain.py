@@ -1,10 +1,13 @@
-"""A chain of drafted tokens in the making: draws each token, asks the controller, keeps count."""
+"""A chain of drafted tokens in the making: draws each token, asks the controller, keeps count.
+
+Tokens stay on the device until somebody reads them: with a controller that needs no signal and greedy decoding, a whole
+round is queued on a GPU without waiting for it, and read once, with the verdict.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import nan
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -16,58 +19,81 @@ from eesd.decoding.sampling import Sampling, draw
 class Chain:
     """Handed to the drafter, which calls `extend` with draft logits, or `copy` with a token, until `stop` is set.
 
-    tokens: drafted ids. laws: q of each token [rows], None where it is one-hot; empty when greedy.
+    ids: drafted tokens, those of `extend` as scalars on the device until they are read. laws: q of each token [rows],
+    None where it is one-hot; empty when greedy.
     stop: why drafting ended: `controller`, `k_max`, `length` (the output's budget), `none` (nothing may be drafted);
     still empty when the drafter ended it.
-    control_s: seconds spent by the controller, computing its signal included.
+    lap: told of the part of the loop (`draft`, `control`) that has just ended.
     """
 
     def __init__(
-        self, controller: Controller | None, budget: int, sampling: Sampling, generator: torch.Generator | None
+        self,
+        controller: Controller | None,
+        budget: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        lap: Callable[[str], None] = lambda part: None,
     ) -> None:
         k_max = controller.k_max if controller else 0
-        self.controller, self.sampling, self.generator = controller, sampling, generator
+        self.controller, self.sampling, self.generator, self.lap = controller, sampling, generator, lap
         self.limit = min(budget, k_max)
         self.at_limit = "length" if budget < k_max else "k_max"
-        self.tokens: list[int] = []
+        self.ids: list[int | Tensor] = []
         self.laws: list[Tensor | None] = []
         self.stop = "" if self.limit else "none"
-        self.control_s = 0.0
 
-    def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
-        """Add and return the token that draft logits [rows] give; row r is token `vocabulary[r]`, or r itself."""
+    @property
+    def tokens(self) -> list[int]:
+        """Drafted ids as numbers; waits for the device where they are not read yet."""
+        last = next((token for token in reversed(self.ids) if isinstance(token, Tensor)), None)
+        if last is not None:
+            self.read(last.new_empty(0))
+        return self.ids
+
+    def read(self, more: Tensor) -> list[int]:
+        """The numbers of `more` [n], read in one transfer with all drafted tokens that are on the device."""
+        unread = [i for i, token in enumerate(self.ids) if isinstance(token, Tensor)]
+        numbers = torch.hstack((*(self.ids[i] for i in unread), more)).tolist()
+        for i, number in zip(unread, numbers, strict=False):
+            self.ids[i] = number
+        return numbers[len(unread) :]
+
+    def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """Add and return the token [] that draft logits [rows] give; row r is token `vocabulary[r]`, or r itself."""
         if self.sampling.greedy:
-            law, row = None, int(logits.argmax())
+            law, row = None, logits.argmax()
         else:
             law = self.sampling.probabilities(logits)
             row = draw(law, self.generator)
             self.laws.append(law)
-        self.tokens.append(row if vocabulary is None else int(vocabulary[row]))
+        # take(), because indexing with a scalar tensor reads it.
+        token = row if vocabulary is None else vocabulary.take(row)
+        self.ids.append(token)
         self._ask(lambda: self._signal(logits, law, row))
-        return self.tokens[-1]
+        return token
 
     def copy(self, token: int) -> int:
         """Add a token that the drafter is certain of: q is one-hot, so confidence is 1 and entropy 0."""
         if not self.sampling.greedy:
             self.laws.append(None)
-        self.tokens.append(token)
-        self._ask(lambda: Signal(len(self.tokens), 1.0, 1.0, 0.0))
+        self.ids.append(token)
+        self._ask(lambda: Signal(len(self.ids), 1.0, 1.0, 0.0))
         return token
 
     def _ask(self, signal: Callable[[], Signal]) -> None:
         """Set `stop` if the chain is full or the controller has enough."""
-        if len(self.tokens) >= self.limit:
+        if len(self.ids) >= self.limit:
             self.stop = self.at_limit
             return
-        began = perf_counter()
+        self.lap("draft")
         if not self.controller.keep_drafting(signal()):
             self.stop = "controller"
-        self.control_s += perf_counter() - began
+        self.lap("control")
 
-    def _signal(self, logits: Tensor, law: Tensor | None, row: int) -> Signal:
-        """What the controller may look at; its cost is the controller's, and nobody else pays it."""
+    def _signal(self, logits: Tensor, law: Tensor | None, row: Tensor) -> Signal:
+        """What the controller may look at; its cost, waiting included, is the controller's, and nobody else pays it."""
         if not self.controller.uses_signal:
-            return Signal(len(self.tokens), nan, nan, nan)
+            return Signal(len(self.ids), nan, nan, nan)
         law = logits.softmax(-1) if law is None else law
         entropy = torch.special.entr(law).sum()
-        return Signal(len(self.tokens), *torch.stack((law.max(), law[row], entropy)).tolist())
+        return Signal(len(self.ids), *torch.stack((law.max(), law.take(row), entropy)).tolist())

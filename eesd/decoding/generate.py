@@ -9,14 +9,14 @@ ends with one token of the target's own: a correction after a rejected token, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from eesd.control import Controller
 from eesd.decoding.chain import Chain
+from eesd.decoding.clock import Clock
 from eesd.decoding.sampling import Sampling, accept_greedy, accept_sampled, draw
 from eesd.drafting import Drafter, Prompt, Verified
 from eesd.errors import EesdError
@@ -49,41 +49,6 @@ class Generation:
     seconds: dict[str, float]
 
 
-@dataclass
-class Clock:
-    """Seconds by part of the loop; waits for the device at every lap, so each part pays for its own work."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("prefill", "draft", "verify", "control"), 0.0)
-    )
-
-    def __post_init__(self) -> None:
-        self.began = self.last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
-
-    def lap(self, part: str) -> None:
-        """Book the time since the last lap on `part`."""
-        now = self._now()
-        self.seconds[part] += now - self.last
-        self.last = now
-
-    def skip(self) -> None:
-        """Leave the time since the last lap out of all counts."""
-        now = self._now()
-        self.began += now - self.last
-        self.last = now
-
-    def finish(self) -> dict[str, float]:
-        """All parts, `other` (bookkeeping between them) and `total`."""
-        total = self._now() - self.began
-        return {**self.seconds, "other": total - sum(self.seconds.values()), "total": total}
-
-
 @torch.inference_mode()
 def generate(
     target: Transformer,
@@ -113,10 +78,10 @@ def generate(
         controller.reset(seed)
     if cache is None or cache.capacity < len(prompt) + max_new_tokens:
         cache = target.new_cache(len(prompt) + max_new_tokens)
-    clock = Clock(target.device)
+    clock = Clock(target.device, target.engine)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
     logits = _prefill(target, prompt, cache, drafter)
-    first = accept_greedy([], logits)[1] if sampling.greedy else draw(sampling.probabilities(logits[0]), generator)
+    first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))
     clock.lap("prefill")
     output.add([first], 0)
     if on_tokens:
@@ -125,13 +90,15 @@ def generate(
     rounds = []
     while not output.finish:
         slot = len(prompt) + len(output.tokens) - 1
-        chain = Chain(controller, output.budget - 1, sampling, generator)
+        chain = Chain(controller, output.budget - 1, sampling, generator, clock.lap)
         states = drafter.draft(chain, output.tokens[-1], slot) if drafter else None
         clock.lap("draft")
-        states, final = _verify(target, [output.tokens[-1], *chain.tokens], states, slot, cache, drafter)
+        tokens = _on_device([output.tokens[-1], *chain.ids], target.device)
+        states, final = _verify(target, tokens, states, slot, cache, drafter)
         logits = target.logits(final[0])
         if sampling.greedy:
-            accepted, token = accept_greedy(chain.tokens, logits)
+            best = chain.read(logits.argmax(-1))
+            accepted, token = accept_greedy(chain.tokens, best)
         else:
             laws = sampling.probabilities(logits)
             accepted, token = accept_sampled(chain.tokens, chain.laws, drafter and drafter.vocabulary, laws, generator)
@@ -141,8 +108,6 @@ def generate(
         if controller:
             controller.update(len(chain.tokens), accepted)
         clock.lap("control")
-        clock.seconds["control"] += chain.control_s
-        clock.seconds["draft"] -= chain.control_s
         rounds.append(Round(len(chain.tokens), accepted, chain.stop or "drafter"))
         output.add([*chain.tokens[:accepted], token], accepted)
         if on_tokens:
@@ -200,13 +165,22 @@ def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, drafter
     return target.logits(final[0, -1:])
 
 
+def _on_device(tokens: Sequence[int | Tensor], device: torch.device) -> Tensor:
+    """Tokens [n], of which some may be scalars on the device already."""
+    if len(tokens) > 1 and all(isinstance(token, int) for token in tokens):
+        return torch.tensor(tokens, device=device)
+    # A number that is filled in, unlike one that is copied, does not make the host wait for the device.
+    scalars = [token if isinstance(token, Tensor) else torch.full((), token, device=device) for token in tokens]
+    return torch.stack(scalars)
+
+
 def _verify(
-    target: Transformer, tokens: list[int], states: Tensor | None, slot: int, cache: KVCache, drafter: Drafter | None
+    target: Transformer, tokens: Tensor, states: Tensor | None, slot: int, cache: KVCache, drafter: Drafter | None
 ) -> tuple[Tensor, Tensor]:
-    """Run the layers a draft has not had; states [1, n, hidden] of the n tokens at the exit and after all layers."""
+    """Run the layers that tokens [n] have not had yet; their states [1, n, hidden] at the exit and after all layers."""
     cut = drafter.exit_layer if drafter else 0
     done = 0 if states is None else states.shape[1]
-    rest = target.embed(torch.tensor([tokens[done:]], device=target.device))
+    rest = target.embed(tokens[None, done:])
     rest = target.run(rest, slice(0, cut), cache, slot + done)
     states = rest if states is None else torch.cat((states, rest), 1)
     return states, target.run(states, slice(cut, None), cache, slot)

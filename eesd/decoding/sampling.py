@@ -53,9 +53,9 @@ def _nucleus(law: Tensor, top_p: float) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def draw(law: Tensor, generator: torch.Generator) -> int:
-    """One index drawn from a law [vocab], which need not be normalised."""
-    return int(draw_rows(law[None], generator))
+def draw(law: Tensor, generator: torch.Generator) -> Tensor:
+    """One index [], drawn from a law [vocab], which need not be normalised."""
+    return draw_rows(law[None], generator)[0]
 
 
 def draw_rows(laws: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,12 +68,11 @@ def draw_rows(laws: Tensor, generator: torch.Generator) -> Tensor:
     return torch.minimum(torch.searchsorted(mass, point, right=True), last)[:, 0]
 
 
-def accept_greedy(drafted: list[int], logits: Tensor) -> tuple[int, int]:
+def accept_greedy(drafted: list[int], best: list[int]) -> tuple[int, int]:
     """Length of the accepted prefix of `drafted`, and the target's token after it.
 
-    logits [len(drafted) + 1, vocab]: row i is the target's prediction after i accepted tokens.
+    best: the target's most probable token after 0, 1, .. accepted tokens; one more than are drafted.
     """
-    best = logits.argmax(-1).tolist()
     accepted = 0
     while accepted < len(drafted) and drafted[accepted] == best[accepted]:
         accepted += 1
@@ -107,8 +106,8 @@ def accept_sampled(
                 continue
             residual = (p - q).clamp(min=0)
         # Rounding can leave nothing of p - q only where p equals q, and then p is the residual's limit.
-        return i, draw(residual if float(residual.sum()) > 0 else p, generator)
-    return len(drafted), draw(target_laws[len(drafted)], generator)
+        return i, int(draw(residual if float(residual.sum()) > 0 else p, generator))
+    return len(drafted), int(draw(target_laws[len(drafted)], generator))
 
 
 def _on_vocabulary(law: Tensor, vocabulary: Tensor | None, size: int) -> Tensor:

@@ -56,8 +56,11 @@ class Draftable(Protocol):
 
     stop: str
 
-    def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
-        """Add the next token; row r of the logits stands for token `vocabulary[r]`, or r itself."""
+    def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """Add the next token; row r of the logits stands for token `vocabulary[r]`, or r itself.
+
+        The token comes as a scalar on the device; reading it (`int`) would wait for the GPU.
+        """
 
     def copy(self, token: int) -> int:
         """Add a token that is certain: its draft law is one-hot."""

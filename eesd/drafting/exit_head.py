@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,9 @@ from eesd.models.config import ModelConfig
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_logits, linear, run_layers
 
-CONTEXTS = ("none", "verified")
+if TYPE_CHECKING:
+    from eesd.models.engine import Engine
+    from eesd.models.graphs import GraphEngine
 
 
 class ExitHead(nn.Module):
@@ -69,6 +71,12 @@ class ExitHead(nn.Module):
         """Draft logits [.., rows] of estimated final states."""
         return head_logits(estimate, None, self.head.weight)
 
+    def pack(self, engine: Engine | GraphEngine | None) -> None:
+        """Let the target's engine, if it has one, take over the head's weights."""
+        if engine:
+            for module in (self.layer, *(m.weight for m in self.children() if isinstance(m, nn.Linear))):
+                engine.pack(module)
+
     def step(
         self, states: Tensor, context: Tensor | None, rotary: Rotary, cache: KVCache, slots: int | Tensor
     ) -> Tensor:
@@ -100,9 +108,7 @@ def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[E
     except RuntimeError as error:
         raise EesdError(f"{path}: these weights do not fit a head of {card['model']} ({error}).") from error
     head.requires_grad_(False).eval()
-    if target.engine:
-        for module in (head.layer, *(m.weight for m in head.children() if isinstance(m, nn.Linear))):
-            target.engine.pack(module)
+    head.pack(target.engine)
     return head, card
 
 
@@ -153,14 +159,15 @@ class ExitHeadDrafter(Drafter):
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
-        states, token, fresh, context = [], pending, self.unseen, self.contexts
+        # Filled on the device: copying a number there would wait for it.
+        states, token = [], torch.full((1, 1), pending, device=self.target.device)
+        fresh, context = self.unseen, self.contexts
         while not chain.stop:
-            tokens = torch.tensor([[token]], device=self.target.device)
-            state = self.target.run(self.target.embed(tokens), slice(0, self.exit_layer), self.target_cache, slot)
+            state = self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.target_cache, slot)
             states.append(state)
             fresh = torch.cat((fresh, state), 1)
             estimate = self.head.step(fresh, context, self.target.rotary, self.cache, slot + 1 - fresh.shape[1])
-            token, slot = chain.extend(self.head.logits(estimate)[0, 0], self.vocabulary), slot + 1
+            token, slot = chain.extend(self.head.logits(estimate)[0, 0], self.vocabulary).view(1, 1), slot + 1
             fresh, context = state[:, :0], estimate if self.head.deep else None
         return torch.cat(states, 1) if states else None
 

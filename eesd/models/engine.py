@@ -9,7 +9,8 @@ Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else 
 states between layers and the cache are bfloat16, all inside a layer and the logits float32. A row's numbers depend
 neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit.
 Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no
-cache) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off.
+cache) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off. On a CUDA device the engine is
+that of `graphs`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from eesd.errors import EesdError, unknown
+from eesd.models.graphs import GraphEngine, graph_engine
 from eesd.models.kernels import BuildError, build, load
 from eesd.models.kernels.packing import Arena, bfloat16_exact, panels, vector
 from eesd.models.transformer import LayerCaches
@@ -119,6 +121,7 @@ class Engine:
 
     def __init__(self, library: ctypes.PyDLL | None, name: str, reason: str = "") -> None:
         self.library, self.name, self.reason = library, name, reason
+        self.capture_s = 0.0  # only graphs are captured
         self.panel = library.eesd_panel() if library else 0
         self._arena = Arena()
         self._angles: tuple[Any, Tensor, Tensor] | None = None
@@ -329,13 +332,19 @@ def _blocks(batch: int, seq: int) -> list[tuple[int, int, int]]:
     return [(b * seq + s, b * seq + min(s + BLOCK_ROWS, seq), 1) for b in range(batch) for s in steps]
 
 
-def make_engine(kind: str | None = None) -> Engine:
-    """The engine of this machine: "cpp", "torch", or (None: $EESD_ENGINE, else "auto") cpp wherever it can be built."""
-    kind = kind or os.environ.get("EESD_ENGINE") or "auto"
-    if kind not in ("auto", "cpp", "torch"):
-        raise unknown("engine", kind, ("auto", "cpp", "torch"))
+def make_engine(kind: str | None = None, device: torch.device | str = "cpu") -> Engine | GraphEngine:
+    """The engine for a device: "cpp", "graphs", "torch", or (None: $EESD_ENGINE, else "auto") the best that it has."""
+    kind, device = kind or os.environ.get("EESD_ENGINE") or "auto", torch.device(device)
+    if kind not in ("auto", "cpp", "graphs", "torch"):
+        raise unknown("engine", kind, ("auto", "cpp", "graphs", "torch"))
+    if kind == "graphs" or (kind == "auto" and device.type == "cuda"):
+        return graph_engine(device)
     if kind == "torch":
         return Engine(None, "torch (chosen)", "EESD_ENGINE=torch, or asked for")
+    if device.type != "cpu":
+        if kind == "cpp":
+            raise EesdError(f"The C++ engine computes on CPUs, but the model lies on {device}. Unset EESD_ENGINE.")
+        return Engine(None, f"torch (no engine for {device.type})", "engines exist for CPUs and CUDA devices")
     try:
         library = load(build())
         return Engine(library, f"cpp-{library.eesd_simd().decode()}")
@@ -345,10 +354,11 @@ def make_engine(kind: str | None = None) -> Engine:
         return Engine(None, f"torch ({error.brief})", str(error))
 
 
-def attach_engine(target: Transformer, kind: str | None = None) -> Engine:
-    """Pack a target's layers and head, and let the target decode through them."""
-    engine = make_engine(kind)
+def attach_engine(target: Transformer, kind: str | None = None) -> Engine | GraphEngine:
+    """Pack a target's layers and head for the engine of its device, and let the target decode through them."""
+    engine = make_engine(kind, target.device)
     target.engine = engine
     for what in (*target.layers, target.head_weight):
+        what.packed = None
         engine.pack(what)
     return engine

@@ -2,8 +2,8 @@
 
     target = random_target(SHAPES["llama-2-13b"], torch.bfloat16, "cuda")
 
-A shape too large for the device is built from a few distinct layers, repeated as often as the model has layers;
-together they exceed every cache, so each pass reads as many bytes from memory as the real model would.
+A shape too large for the device is built from as many distinct layers as fit, repeated until the model has all its
+layers; together they exceed every cache, so each pass reads as many bytes from memory as the real model would.
 """
 
 from __future__ import annotations
@@ -20,26 +20,33 @@ SHAPES = {
     "llama-2-13b": ModelConfig(32000, 5120, 13824, 40, 40, 40, 128, 4096),
     "llama-2-70b": ModelConfig(32000, 8192, 28672, 80, 64, 8, 128, 4096),
 }
-# Far beyond the last-level caches of CPUs and GPUs.
+# Distinct layers on a CPU: far beyond its last-level cache, and made in reasonable time.
 DISTINCT_BYTES = 8e9
+# Share of a GPU's free memory for them; embedding, heads, caches and graphs need the rest.
+DISTINCT_SHARE = 0.7
 
 
 def random_target(config: ModelConfig, dtype: torch.dtype, device: str, seed: int = 0) -> Transformer:
-    """A target with random weights; only `DISTINCT_BYTES` worth of its layers are distinct."""
+    """A target with random weights; its layers are distinct as far as memory allows, then they repeat."""
     torch.manual_seed(seed)
     with torch.device("meta"):
         target = Transformer(config)
         layer_bytes = sum(p.numel() for p in target.layers[0].parameters()) * dtype.itemsize
-    distinct = max(1, min(config.num_layers, int(DISTINCT_BYTES / layer_bytes)))
-    layers = [_random(target.layers[i], dtype, device) for i in range(distinct)]
+    distinct = max(1, min(config.num_layers, int(_room(torch.device(device)) / layer_bytes)))
+    layers = [random_module(target.layers[i], dtype, device) for i in range(distinct)]
     target.layers = nn.ModuleList(layers[i % distinct] for i in range(config.num_layers))
     for name in ("embedding", "norm", "head"):
         if getattr(target, name) is not None:
-            setattr(target, name, _random(getattr(target, name), dtype, device))
+            setattr(target, name, random_module(getattr(target, name), dtype, device))
     return target.requires_grad_(False).eval()
 
 
-def _random(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+def _room(device: torch.device) -> float:
+    """Bytes that distinct layers may take."""
+    return DISTINCT_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else DISTINCT_BYTES
+
+
+def random_module(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     """The module off the meta device: matrices small and random, norms 1, biases 0."""
     module = module.to(dtype).to_empty(device=device)
     for name, weight in module.named_parameters():

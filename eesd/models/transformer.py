@@ -22,9 +22,10 @@ from eesd.models.config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from eesd.models.engine import Engine, Packed
+    from eesd.models.graphs import GraphEngine, Recorded
 
 # Up to this many query rows attention is two plain products: `scaled_dot_product_attention` is slow on few queries.
-FEW_QUERIES = 16
+FEW_QUERIES = 32
 
 
 class RMSNorm(nn.Module):
@@ -48,12 +49,23 @@ class Rotary(nn.Module):
         self.config = config
         self._table: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [..., seq, head_dim] at integer positions [..., seq]."""
-        needed = int(positions.max()) + 1 if positions.numel() else 1
-        if self._table is None or self._table[0].shape[0] < needed or self._table[0].dtype != dtype:
-            self._table = self.build(max(needed, 512), dtype, positions.device)
-        return self._table[0][positions], self._table[1][positions]
+    def forward(self, positions: Tensor, dtype: torch.dtype, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Angles for `rotate`, each [..., seq, head_dim], at integer positions [..., seq].
+
+        length: the positions lie below it; None reads them, which waits for the device.
+        """
+        if length is None:
+            length = int(positions.max()) + 1 if positions.numel() else 1
+        table = self.table(length, dtype, positions.device)
+        return table[0][positions], table[1][positions]
+
+    def table(self, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos, and sin with its first half negated, [positions, head_dim] of at least `length` positions."""
+        if self._table is None or self._table[0].shape[0] < length or self._table[0].dtype != dtype:
+            cos, sin = self.build(max(length, 512), dtype, device)
+            first, second = sin.chunk(2, -1)
+            self._table = cos, torch.cat((-first, second), -1)
+        return self._table
 
     def build(self, length: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, head_dim] of at least `length` positions."""
@@ -65,32 +77,45 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [batch, heads, seq, head_dim] by the angles of its positions."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    """Rotate x [batch, heads, seq, head_dim] by the angles of its positions (sin with its first half negated)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention: q [batch, heads, seq, dim], k and v [batch, kv_heads, live, dim] -> like q.
 
-    `mask` is True where a query may look, broadcastable to [batch, 1, seq, live]; None: everywhere.
+    `mask`, broadcastable to [batch, 1, seq, live], is True where a query may look, or what is added to its scores
+    (`added`, computed once for many layers); None: everywhere.
     """
     batch, heads, seq, dim = q.shape
     if seq > FEW_QUERIES:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    kv_heads = k.shape[1]
-    scores = (q.reshape(batch, kv_heads, -1, dim) @ k.transpose(2, 3)) * dim**-0.5
-    scores = scores.view(batch, heads, seq, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-    return (weights.view(batch, kv_heads, -1, k.shape[2]) @ v).view(batch, heads, seq, dim)
+    kv_heads, live = k.shape[1:3]
+    q = q.reshape(batch * kv_heads, -1, dim)
+    k, v = (x.reshape(batch * kv_heads, live, dim) for x in (k, v))
+    if mask is None:
+        scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)
+    else:
+        # With one batch row the mask is the same for all key heads: broadcast, not copied.
+        rows = kv_heads if batch > 1 else 1
+        mask = added(mask, q.dtype).expand(batch, 1, seq, live)[:, :, None]
+        mask = mask.expand(batch, rows, heads // kv_heads, seq, live).reshape(batch * rows, -1, live)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=dim**-0.5)
+    # Half-precision softmax computes in float32 and rounds once.
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, seq, dim)
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a boolean mask is True and -inf elsewhere; a mask that is numbers already stays as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 class Layer(nn.Module):
     """One decoder layer: attention and SwiGLU MLP, each behind a norm and a residual connection."""
 
-    packed: Packed | None = None  # set by `Engine.pack`: this layer's weights as the fast CPU path reads them
+    packed: Packed | Recorded | None = None  # set by the `pack` of an engine that this layer decodes through
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -117,7 +142,7 @@ class Layer(nn.Module):
         q, k, v = self.heads(self.attn_norm(hidden), angles)
         if cache is not None:
             write(cache, k, v, slots)
-            live = slots + hidden.shape[1] if isinstance(slots, int) else int(slots.max()) + 1
+            live = slots + hidden.shape[1] if mask is None else mask.shape[-1]
             k, v = cache[0][:, :, :live], cache[1][:, :, :live]
         return self.finish(hidden, attend(q, k, v, mask))
 
@@ -125,10 +150,12 @@ class Layer(nn.Module):
         """Queries, keys and values [batch, heads, seq, head_dim] of normalised states, rotated by their angles."""
         config = self.config
         heads = self.qkv(x).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
-        q, k, v = heads.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
+        both, v = heads.split((config.num_heads + config.num_kv_heads, config.num_kv_heads), 1)
         if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, *angles), rotate(k, *angles), v
+            q, k = both.split((config.num_heads, config.num_kv_heads), 1)
+            both = torch.cat((self.q_norm(q), self.k_norm(k)), 1)
+        q, k = rotate(both, *angles).split((config.num_heads, config.num_kv_heads), 1)
+        return q, k, v
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The layer's output from its input and what its queries gathered [batch, heads, seq, head_dim]."""
@@ -137,16 +164,20 @@ class Layer(nn.Module):
         return hidden + self.down(F.silu(gate) * up)
 
 
-def causal_mask(slots: int | Tensor, seq: int, window: int | None, device: torch.device) -> Tensor | None:
+def causal_mask(
+    slots: int | Tensor, seq: int, window: int | None, device: torch.device, live: int | None = None
+) -> Tensor | None:
     """Which slots each query sees: those up to its own, at most `window` of them. None where that is all of them.
 
-    An int gives [1, 1, seq, slots + seq]; a tensor [batch, seq] gives [batch, 1, seq, highest slot + 1].
+    An int gives [1, 1, seq, live]; a tensor [batch, seq] gives [batch, 1, seq, live]. live: slots to cover; None covers
+    those up to the highest, for which a tensor is read.
     """
     if isinstance(slots, int):
         if seq == 1 and (window is None or slots < window):
             return None
+        live = slots + seq if live is None else live
         slots = torch.arange(slots, slots + seq, device=device)[None]
-    keys = torch.arange(int(slots.max()) + 1, device=device)
+    keys = torch.arange(int(slots.max()) + 1 if live is None else live, device=device)
     queries = slots[:, None, :, None]
     visible = keys <= queries
     return visible if window is None else visible & (keys > queries - window)
@@ -168,7 +199,9 @@ class LayerCaches(Sequence[LayerCache]):
 class Transformer(nn.Module):
     """A frozen target model; see the module docstring for how it is cut."""
 
-    engine: Engine | None = None  # set by `engine.attach_engine`; what it does not take runs in plain torch
+    engine: Engine | GraphEngine | None = (
+        None  # set by `engine.attach_engine`; what it does not take runs in plain torch
+    )
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -259,12 +292,30 @@ def run_layers(
         if done is not None:
             return done
     seq = hidden.shape[1]
+    length = None
     if positions is None:
+        length = slots + seq if isinstance(slots, int) else None
         positions = torch.arange(slots, slots + seq, device=hidden.device)[None] if isinstance(slots, int) else slots
-    cos, sin = rotary(positions, hidden.dtype)
-    angles = cos[:, None], sin[:, None]
-    config = layers[0].config
-    mask = causal_mask(slots, seq, config.window, hidden.device) if mask is None else mask
+    angles = rotary(positions, hidden.dtype, length)
+    mask = causal_mask(slots, seq, layers[0].config.window, hidden.device) if mask is None else mask
+    return run_plain(layers, angles, hidden, caches, slots, mask)
+
+
+def run_plain(
+    layers: Sequence[Layer],
+    angles: tuple[Tensor, Tensor],
+    hidden: Tensor,
+    caches: Sequence[LayerCache | None],
+    slots: int | Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """Run layers in torch; reads nothing back from the device, so a CUDA graph can hold it.
+
+    angles: cos and sin [batch, seq, head_dim] from `Rotary`. A tensor of slots needs a mask, whose width is then the
+    number of slots that are looked at.
+    """
+    angles = angles[0][:, None], angles[1][:, None]
+    mask = added(mask, hidden.dtype) if mask is not None and hidden.shape[1] <= FEW_QUERIES else mask
     for layer, cache in zip(layers, caches, strict=True):
         hidden = layer(hidden, angles, mask, cache, slots)
     return hidden

@@ -9,8 +9,9 @@ import torch
 
 from eesd.analysis.engine import write_engine_table
 from eesd.bench import hardware
-from eesd.bench.hardware import QUERIES, Pieces, measure_hardware, stored_bytes
+from eesd.bench.hardware import QUERIES, Piece, Pieces, measure_hardware, stored_bytes, time_pieces
 from eesd.errors import EesdError
+from eesd.models import shapes
 from eesd.models.shapes import SHAPES, random_target
 from tests.toys import tiny_config, write_tiny_model
 
@@ -36,6 +37,8 @@ def test_every_piece_is_in_the_table(tmp_path):
     assert len(costs["costs"]) == len(frame) - 1
     assert costs["read_bandwidth_bytes_per_s"] > 0
     assert 0 < costs["controller_step_s"] < 1e-3
+    assert (costs["layers"], costs["distinct_layers"]) == (4, 4)
+    assert (costs["queued_draft_steps"], costs["peak_memory_bytes"]) == (1, None)
 
 
 def test_bytes_add_up():
@@ -44,6 +47,14 @@ def test_bytes_add_up():
     assert pieces["verify", 1] == pieces["vanilla", 1]
     assert pieces["verify_from_exit", 4] == pieces["vanilla", 1] - pieces["first_layers", 1]
     assert pieces["draft", 1] == sum(pieces[name, 1] for name in ("first_layers", "exit_layer", "draft_head"))
+
+
+@pytest.mark.parametrize("contexts", [(16, 200), (200,), (1,)])
+def test_the_decode_whose_memory_is_measured(contexts):
+    target = random_target(tiny_config(), torch.float32, "cpu")
+    generation = hardware._decode(target, Pieces(target, 2).head, 2, contexts)
+    assert generation.rounds and generation.finish == "length"
+    assert hardware.peak_memory(target, Pieces(target, 2).head, 2, contexts) is None
 
 
 def test_stored_bytes_follow_what_the_engine_keeps():
@@ -56,12 +67,43 @@ def test_a_shape_beyond_the_limit_repeats_a_few_layers(monkeypatch):
     monkeypatch.setattr("eesd.models.shapes.DISTINCT_BYTES", 80_000)
     target = random_target(tiny_config(num_layers=6), torch.float32, "cpu")
     assert len(target.layers) == 6
-    distinct = {id(layer) for layer in target.layers}
-    assert 1 < len(distinct) < 6
+    assert 1 < len(set(target.layers)) < 6
     cache = target.new_cache(8)
     hidden = target.run(target.embed(torch.tensor([[1, 2, 3]])), slice(None), cache)
     assert torch.isfinite(target.logits(hidden)).all()
     assert set(SHAPES) == {"smollm2-135m", "llama-2-7b", "llama-2-13b", "llama-2-70b"}
+
+
+def test_a_shape_may_be_measured_beyond_its_context_and_on_graphs(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", tiny_config(max_positions=32))
+    monkeypatch.setattr("eesd.models.shapes.DISTINCT_BYTES", 80_000)
+    monkeypatch.setenv("EESD_ENGINE", "graphs")
+    measure_hardware(None, "tiny", tmp_path / "a.json", 2, "float32", (40,), rounds=1, device="cpu")
+    costs = json.loads((tmp_path / "a.json").read_text())
+    assert {cost["context_tokens"] for cost in costs["costs"]} == {40}
+    assert (costs["engine"], costs["capture_s"] > 0) == ("graphs (re-executed)", True)
+    assert 1 < costs["distinct_layers"] < costs["layers"] == 4
+
+
+def test_a_gpu_decides_how_many_layers_are_distinct_and_what_is_queued(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert shapes._room(torch.device("cuda")) == 700
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    runs = []
+    pieces = [Piece("draft", 1, lambda: runs.append("draft"), 1, queued=True), Piece("verify", 1, list, 1)]
+    time_pieces(pieces, 16, 2, torch.device("cuda"), int)
+    assert len(runs) == 1 + 2 * hardware.QUEUED
+    assert len(waits) == 2 * 2 * 2  # before and after each of two pieces, in two rounds
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "Unknown device 'gpu'"), ("cuda:99", "Device cuda:99 is not here"), ("cuda:x", "is not here")],
+)
+def test_a_device_that_is_not_there(tmp_path, device, message):
+    with pytest.raises(EesdError, match=message):
+        measure_hardware(None, "llama-2-7b", tmp_path / "a.json", device=device)
 
 
 @pytest.mark.parametrize(

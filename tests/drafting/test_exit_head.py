@@ -64,7 +64,7 @@ class Scripted:
     def extend(self, logits, vocabulary=None):
         self.seen.append(logits)
         self.stop = "k_max" if len(self.seen) == len(self.tokens) else ""
-        return self.tokens[len(self.seen) - 1]
+        return torch.tensor(self.tokens[len(self.seen) - 1])
 
 
 def test_drafted_tokens_are_in_the_draft_vocabulary():

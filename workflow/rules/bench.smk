@@ -39,7 +39,7 @@ rule bench_group:
 rule measure_hardware:
     input:
         model="resources/models/{model}",
-        modules=modules("eesd/bench/hardware.py", "eesd/drafting/exit_head.py", "eesd/models"),
+        modules=modules("eesd/bench/hardware.py", "eesd/decoding", "eesd/drafting/exit_head.py", "eesd/models"),
     output:
         "resources/hardware/{model}.json",
     log:

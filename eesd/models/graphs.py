@@ -1,0 +1,298 @@
+"""The GPU path: a range of layers as one CUDA graph for every number of tokens, replayed on buffers that never move.
+
+    engine = attach_engine(target)        # on a CUDA device; target.run and every packed exit layer now use it
+    engine.name                           # "cuda-graphs": goes into every row
+    EESD_ENGINE=graphs eesd generate ...  # the same code on a CPU, re-executed where a GPU would replay
+
+Launching the twenty kernels of a layer one by one takes a processor longer than a GPU takes to run them. A graph is
+captured once for (layers, tokens, live part of the cache rounded up, cache) and replayed by one call. Nothing in it
+depends on a number that the host knows: the slot is read on the device, from a buffer that is filled without waiting,
+and angles and mask follow from it. Inside run the same layers as everywhere (`transformer.run_plain`).
+
+Calls that are not for graphs run in plain torch: more than FEW_QUERIES tokens (prompts), batches, trees, no cache,
+autograd on, or weights that have moved since they were packed. Weights changed in place need nothing: a graph reads
+them where they lie. Capturing takes no part in the times of decoding: `capture_s` counts its seconds.
+
+Rules of capture: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import getitem
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eesd.errors import EesdError
+from eesd.models.transformer import FEW_QUERIES, LayerCaches, causal_mask, run_plain
+
+if TYPE_CHECKING:
+    from eesd.models.cache import LayerCache
+    from eesd.models.transformer import Layer, RMSNorm, Rotary
+
+# The live part of the cache is rounded up to a power of two, from this on: few graphs, and attention stays cheap.
+SMALLEST_LIVE = 256
+# A megabyte or two each; beyond, the one that was used least recently is dropped.
+MOST_GRAPHS = 256
+
+Replay = Callable[[], Any]
+
+
+# ---- capturing ------------------------------------------------------------------------------------------------------
+
+
+class Rerun:
+    """Stands in for CUDA graphs where there are none: what was captured is executed again."""
+
+    name = "graphs (re-executed)"
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+    def take_turn(self) -> None:
+        """Order what follows behind what was replayed before."""
+
+    def capture(self, forward: Replay) -> Replay:
+        """A function that repeats what `forward` does to the memory it does it to."""
+        forward()
+        return forward
+
+
+class CudaGraphs(Rerun):
+    """CUDA graphs of one device. They share one pool: they never run at the same time and keep nothing in it."""
+
+    name = "cuda-graphs"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # One stream for warm-up and capture of all graphs, as sharing a pool asks for.
+        self.side = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.last: torch.cuda.Stream | None = None
+
+    def wait(self) -> None:
+        """Wait for all streams of the device."""
+        torch.cuda.synchronize(self.device)
+
+    def take_turn(self) -> None:
+        """Buffers and pool are shared, so a caller on another stream waits, on the device, for the last one."""
+        current = torch.cuda.current_stream(self.device)
+        if self.last is not None and current != self.last:
+            current.wait_stream(self.last)
+        self.last = current
+
+    def capture(self, forward: Replay) -> Replay:
+        """Run `forward` once, so that libraries set up what may not be set up during capture; then record it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device):
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                forward()
+            self.side.synchronize()
+            # thread_local: other threads may go on allocating.
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
+                forward()
+        return graph.replay
+
+
+# ---- the engine -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A layer that graphs may read: its weights as they lay when it was packed, and where to find what it has now."""
+
+    engine: GraphEngine
+    weights: list[Tensor]
+    addresses: list[int]
+    owners: list[dict[str, Any]]
+    names: list[str]
+
+    @classmethod
+    def of(cls, layer: Layer, engine: GraphEngine) -> Recorded:
+        """Note the weights of a layer. The aliases keep their memory: no graph ever reads what has been freed."""
+        found = [(m._parameters, name) for m in layer.modules() for name, p in m._parameters.items() if p is not None]
+        weights = [owner[name].detach() for owner, name in found]
+        addresses = [weight.data_ptr() for weight in weights]
+        return cls(engine, weights, addresses, [owner for owner, _ in found], [name for _, name in found])
+
+    def in_place(self) -> bool:
+        """Whether the layer still has these weights (not after `.to()` or a new parameter)."""
+        return list(map(Tensor.data_ptr, map(getitem, self.owners, self.names))) == self.addresses
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copied or unpickled layer is not packed
+
+
+class Buffers(NamedTuple):
+    """Where graphs of one number of tokens read and write. They outlive the graphs and lie outside their pool."""
+
+    states: Tensor  # [1, tokens, hidden]
+    start: Tensor  # [1, 1]: cache slot of the first token
+    output: Tensor  # [1, tokens, hidden]
+
+
+class Graph(NamedTuple):
+    """What to replay, and what it reads beside buffers and cache. A kept pack keeps its `id`, the key, to itself."""
+
+    replay: Replay
+    packs: list[Recorded]
+    angles: tuple[Tensor, Tensor]
+
+
+class GraphEngine:
+    """Captures graphs as they are first needed; an object of its own for every target."""
+
+    reason = ""
+
+    def __init__(self, backend: Rerun, device: torch.device) -> None:
+        self.backend, self.device, self.name = backend, device, backend.name
+        self.capture_s = 0.0
+        self._buffers: dict[tuple[Any, ...], Buffers] = {}
+        self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copied target decodes in plain torch until it gets an engine of its own
+
+    def pack(self, what: Layer | Tensor) -> None:
+        """Take over a layer; again when its weights have moved. Heads are two kernels, which need no graph."""
+        if isinstance(what, Tensor) or any(weight.device.type != self.device.type for weight in what.parameters()):
+            return
+        with self._lock:
+            self._unpack(what)
+            what.packed = Recorded.of(what, self)
+
+    def _unpack(self, layer: Layer) -> None:
+        """Forget a layer and all graphs with it, which frees the weights that they alone still held."""
+        pack, layer.packed = layer.packed, None
+        for key in [key for key, graph in self._graphs.items() if pack in graph.packs]:
+            del self._graphs[key]
+
+    def head_logits(self, hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor | None:
+        """Left to torch."""
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Left to torch."""
+
+    def run_layers(
+        self,
+        layers: Sequence[Layer],
+        rotary: Rotary,
+        hidden: Tensor,
+        caches: Sequence[LayerCache | None],
+        slots: int | Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor | None:
+        """As `transformer.run_layers`; None where the call is not for graphs."""
+        batch, rows, _ = hidden.shape
+        if torch.is_grad_enabled() or not isinstance(slots, int) or positions is not None or mask is not None:
+            return None
+        if batch != 1 or not 0 < rows <= FEW_QUERIES or hidden.device.type != self.device.type:
+            return None
+        stores = _stores(caches)
+        capacity = min((store.shape[-2] for store in stores), default=0)
+        # A slot beyond the cache would end the whole process on a GPU; torch says what is wrong.
+        if not 0 <= slots <= capacity - rows or any(store.shape[-4] != 1 for store in stores):
+            return None
+        packs = [layer.packed for layer in layers]
+        if not all(pack and pack.engine is self for pack in packs):
+            return None
+        live = live_slots(slots + rows, capacity)
+        # A cache counts as the same if it lies at the same place in the same way: that is all a graph knows of it.
+        places = tuple((store.data_ptr(), store.shape, store.stride(), store.dtype) for store in stores)
+        key = (tuple(map(id, packs)), rotary, rows, live, hidden.dtype, places)
+        with self._lock:
+            self.backend.take_turn()
+            buffers = self._buffers_of(hidden)
+            # Before capture: its first run really writes, and may do so at the slots of this call alone.
+            buffers.states.copy_(hidden)
+            buffers.start.fill_(slots)
+            if key not in self._graphs:
+                self._capture(key, buffers, layers, rotary, caches, capacity)
+            self._graphs.move_to_end(key)
+            self._graphs[key].replay()
+            output = buffers.output.clone()
+            # Looked at while the device works. With moved weights the call is done again in torch, cache entries too.
+            moved = [layer for layer in layers if not layer.packed.in_place()]
+            for layer in moved:
+                self._unpack(layer)
+        return None if moved else output
+
+    def _buffers_of(self, hidden: Tensor) -> Buffers:
+        key = (hidden.shape, hidden.dtype, hidden.device)
+        if key not in self._buffers:
+            # Inference tensors could not be written by a later call outside inference mode.
+            with torch.inference_mode(False):
+                states, output = (torch.zeros(hidden.shape, dtype=hidden.dtype, device=hidden.device) for _ in range(2))
+                start = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
+            self._buffers[key] = Buffers(states, start, output)
+        return self._buffers[key]
+
+    def _capture(
+        self,
+        key: tuple[Any, ...],
+        buffers: Buffers,
+        layers: Sequence[Layer],
+        rotary: Rotary,
+        caches: Sequence[LayerCache | None],
+        capacity: int,
+    ) -> None:
+        _, _, rows, live, dtype, _ = key
+        angles = rotary.table(capacity, dtype, self.device)
+        self.backend.wait()
+        began = perf_counter()
+        try:
+            replay = self.backend.capture(lambda: forward(buffers, layers, angles, caches, live))
+        except RuntimeError as error:
+            raise EesdError(
+                f"A CUDA graph of {len(layers)} layers on {rows} tokens could not be captured: {error}\nFree memory of "
+                "the GPU or shorten the context; EESD_ENGINE=torch in the environment decodes without graphs."
+            ) from error
+        self.backend.wait()
+        self.capture_s += perf_counter() - began
+        self._graphs[key] = Graph(replay, [layer.packed for layer in layers], angles)
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+
+
+def forward(
+    buffers: Buffers,
+    layers: Sequence[Layer],
+    angles: tuple[Tensor, Tensor],
+    caches: Sequence[LayerCache | None],
+    live: int,
+) -> None:
+    """What a graph holds: from `states` at slot `start` to `output`, through layers that see `live` cache slots.
+
+    angles: cos and sin [positions, head_dim] of `Rotary.table`.
+    """
+    rows, device = buffers.states.shape[1], buffers.states.device
+    slots = buffers.start + torch.arange(rows, device=device)
+    mask = causal_mask(slots, rows, layers[0].config.window, device, live)
+    found = angles[0][slots], angles[1][slots]
+    buffers.output.copy_(run_plain(layers, found, buffers.states, caches, slots, mask))
+
+
+def live_slots(needed: int, capacity: int) -> int:
+    """`needed` rounded up to a power of two, so that a cache that fills needs few graphs."""
+    return min(capacity, max(SMALLEST_LIVE, 1 << (needed - 1).bit_length()))
+
+
+def _stores(caches: Sequence[LayerCache | None]) -> list[Tensor]:
+    """All tensors [.., batch, kv_heads, capacity, head_dim] of the caches; none if a layer has no cache."""
+    if isinstance(caches, LayerCaches):
+        return [caches.keys, caches.values]
+    return [] if any(cache is None for cache in caches) else [store for cache in caches for store in cache]
+
+
+def graph_engine(device: torch.device) -> GraphEngine:
+    """The engine of a CUDA device, or its stand-in anywhere else."""
+    return GraphEngine(CudaGraphs(device) if device.type == "cuda" else Rerun(), device)
