@@ -130,6 +130,11 @@ def _check_method(config: Config, name: str) -> None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
     if drafts:
         _controller_settings(method["controller"], f"{where}.controller")
+        kind = CONTROLLERS[method["controller"]["name"]]
+        if kind.uses_calibration and method["head"] is None:
+            raise _mistake(where, f"controller {method['controller']['name']} needs a calibrated head: name one.")
+    if method["costs"] is not None and not (drafts and kind.uses_costs):
+        raise _mistake(where, "costs are read by cost-aware controllers only, such as cost_ts: remove them.")
 
 
 def _controller_settings(controller: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -183,6 +188,8 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
     if "controller" in found:
         found["controller"] = _controller_settings(found["controller"], f"methods.{method}.controller")
+        if CONTROLLERS[found["controller"]["name"]].uses_costs:
+            found.setdefault("costs", cost_path(model))
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
     return _plain(found)
@@ -218,7 +225,8 @@ def controller_files(config: Config, group: str) -> list[str]:
     """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
     methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
     names = {method["controller"]["name"] for method in methods if method["controller"] is not None}
-    return sorted({inspect.getfile(CONTROLLERS[name]) for name in names})
+    parts = {part for name in names for part in CONTROLLERS[name].__mro__ if part.__module__.startswith("eesd.")}
+    return sorted({inspect.getfile(part) for part in parts})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -232,6 +240,17 @@ def model_path(model: str) -> str:
 def head_path(model: str, head: str) -> str:
     """Folder of a trained head: head.safetensors and card.json."""
     return f"results/heads/{model}/{head}"
+
+
+def cost_path(model: str) -> str:
+    """Cost table that the workflow measures for a model."""
+    return f"{RESOURCES}/hardware/{model}.json"
+
+
+def cost_files(config: Config, model: str, group: str) -> list[str]:
+    """Cost tables that the controllers of a group decide by."""
+    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
+    return sorted({method["costs"] for method in methods if "costs" in method})
 
 
 def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:

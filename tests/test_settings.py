@@ -17,6 +17,8 @@ from eesd.schema import key_table, load_schema
 from eesd.settings import (
     bench_cells,
     complete,
+    controller_files,
+    cost_files,
     data_inputs,
     load_config,
     merge,
@@ -67,7 +69,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("methods: {vanilla: {peer: hf_generate}}", "'vanilla' is the baseline and takes no keys"),
         ("methods: {eesd: {controller: {name: beta}}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("methods: {eesd: {controller: {k: 4}}}", "Unknown setting of controller beta_ts 'k'"),
-        ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: Controller beta_ts needs forget in"),
+        ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: forget of controller beta_ts must be"),
         (
             "methods: {static_k2: {controller: {k: two}}}",
             "methods.static_k2.controller: k of controller static must be a whole number",
@@ -148,6 +150,20 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     assert method["controller"]["prior"] == [1.0, 1.0]
     with pytest.raises(EesdError, match=r"Unknown method 'esd'\. Did you mean 'eesd'"):
         resolve_method(config, MODEL, "esd")
+
+
+def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
+    text = "methods: {{one: {{drafter: exit_head, head: exit4, controller: {{name: {}}}, costs: {}}}}}"
+    made = load_config([overlay(tmp_path, text.format("cost_ts", "null"))])
+    assert resolve_method(made, MODEL, "one")["costs"] == f"resources/hardware/{MODEL}.json"
+    made["groups"]["main"]["methods"].append("one")
+    assert cost_files(made, MODEL, "main") == [f"resources/hardware/{MODEL}.json"]
+    assert [Path(path).stem for path in controller_files(made, "main")] == ["base", "cost_aware", "static", "thompson"]
+    own = load_config([overlay(tmp_path, text.format("cost_ts", "a100.json"))])
+    assert resolve_method(own, MODEL, "one")["costs"] == "a100.json"
+    assert cost_files(load_config(), MODEL, "main") == []
+    with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
+        load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
 
 
 def test_bench_settings_are_complete_plain_and_reach_nothing_else():

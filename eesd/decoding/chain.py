@@ -33,6 +33,11 @@ class Chain:
         self.laws: list[Tensor | None] = []
         self.stop = "" if self.limit else "none"
         self.control_s = 0.0
+        if self.limit:
+            began = perf_counter()
+            if not controller.start_drafting():
+                self.stop = "controller"
+            self.control_s += perf_counter() - began
 
     def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> int:
         """Add and return the token that draft logits [rows] give; row r is token `vocabulary[r]`, or r itself."""

@@ -1,0 +1,74 @@
+"""Drafting for tokens per second: one token more if what it may bring is worth its time.
+
+With rho tokens per second earned on average, a round is worth its tokens minus rho times its seconds (renewal reward;
+Ross 1970). One more draft token brings S theta tokens, S the probability that all before it are accepted and theta its
+own, and costs a draft step and a longer verification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from eesd.control.base import CONTROLLERS, Signal, check_count, check_range
+from eesd.control.calibration import Calibration
+from eesd.control.costs import Costs, CostTable
+from eesd.control.thompson import CaliTS
+
+
+@CONTROLLERS.register("cost_ts")
+@dataclass
+class CostTS(CaliTS):
+    """Go on iff S theta > rho (seconds of one token more), with S and theta drawn from posteriors, so that it explores.
+
+    S is the product of Cali-TS draws for the tokens drafted so far; the next token's confidence is not known yet, so
+    theta ~ Beta(1 + accepted, 1 + rejected) over all tokens seen. It may draft nothing at all.
+
+    memory: weight in [0, 1) of past rounds in rho, the running tokens over the running seconds, which start as a
+    vanilla token. context: tokens in the cache at which costs are read.
+    """
+
+    uses_costs: ClassVar[bool] = True
+    memory: float = 0.95
+    context: int = 256
+    costs: Costs | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_range("memory of controller cost_ts", self.memory)
+        check_count("context of controller cost_ts", self.context)
+        super().__post_init__()
+
+    def equip(self, calibration: Calibration | None = None, costs: CostTable | None = None) -> None:
+        """Take the head's calibration, and the seconds of rounds at `context`."""
+        super().equip(calibration)
+        self.costs = costs.at(self.context)
+        self.costs.check_k(self.k_max)
+        self.seconds = [self.costs.round_s(drafted) for drafted in range(self.k_max + 1)]
+        self.start()
+
+    def start(self) -> None:
+        """Nothing observed: the speed is vanilla's."""
+        super().start()
+        self.tokens, self.time, self.hits, self.misses = 1.0, self.seconds[0] if self.costs else 1.0, 0, 0
+
+    def worth(self, drafted: int, so_far: float) -> bool:
+        """Whether one token more than `drafted` pays, the ones before being accepted with probability `so_far`."""
+        theta = self.random.betavariate(1 + self.hits, 1 + self.misses)
+        return so_far * theta * self.time > self.tokens * (self.seconds[drafted + 1] - self.seconds[drafted])
+
+    def start_drafting(self) -> bool:
+        """The test before the first token."""
+        return self.worth(0, 1.0)
+
+    def keep_drafting(self, signal: Signal) -> bool:
+        """The test after a token."""
+        self.product = (1.0 if signal.position == 1 else self.product) * self.draw(signal)
+        return self.worth(signal.position, self.product)
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn acceptance as Cali-TS does, and the speed from the modelled time of the round."""
+        super().update(drafted, accepted)
+        self.hits += accepted
+        self.misses += accepted < drafted
+        self.tokens = self.memory * self.tokens + (1 - self.memory) * (accepted + 1)
+        self.time = self.memory * self.time + (1 - self.memory) * self.seconds[drafted]

@@ -1,0 +1,45 @@
+"""Calibration from a head's card, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eesd.control import Calibration, read_calibration
+from eesd.errors import EesdError
+
+
+def test_linear_between_breakpoints_and_constant_beyond():
+    calibration = Calibration([0.2, 0.6, 1.0], [0.1, 0.5, 0.9])
+    found = [calibration(q) for q in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
+    assert found == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.6, 0.9])
+    assert Calibration([0.5], [0.3])(0.9) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([], [], "as many x as y"),
+        ([0.1, 0.2], [0.3], "as many x as y"),
+        ([0.1, 1.2], [0.3, 0.4], r"\[0, 1\]"),
+        ([0.1, float("nan")], [0.3, 0.4], r"\[0, 1\]"),
+        ([0.2, 0.1], [0.3, 0.4], "strictly increasing"),
+        ([0.1, 0.2], [0.4, 0.3], "non-decreasing"),
+    ],
+)
+def test_bad_breakpoints_are_refused(x, y, message, tmp_path: Path):
+    with pytest.raises(EesdError, match=message):
+        Calibration(x, y)
+    (tmp_path / "card.json").write_text(json.dumps({"calibration": {"x": x, "y": y}}))
+    with pytest.raises(EesdError, match=r"card\.json: "):
+        read_calibration(tmp_path / "card.json")
+
+
+def test_a_card_without_calibration_says_what_to_do(tmp_path: Path):
+    with pytest.raises(EesdError, match="no readable card"):
+        read_calibration(tmp_path / "card.json")
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(EesdError, match=r"no calibration of this head.*Train the head again"):
+        read_calibration(tmp_path / "card.json")
