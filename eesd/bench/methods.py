@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, make_controller, read_calibration, read_costs
+from eesd.control import Controller, calibration_of, make_controller, read_costs
 from eesd.decoding.generate import Generation, OnTokens, generate
 from eesd.decoding.sampling import Sampling
-from eesd.drafting import DRAFTERS
+from eesd.drafting import DRAFTERS, Drafter
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
@@ -43,7 +43,7 @@ def build_method(
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
-        equip(name, controller, settings, drafter.exit_layer)
+        equip(name, controller, settings, drafter)
 
     def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:
         return generate(
@@ -62,18 +62,18 @@ def build_method(
     return run
 
 
-def equip(name: str, controller: Controller, settings: Mapping[str, Any], exit_layer: int) -> None:
+def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter) -> None:
     """Hand a controller what it needs of its head's card and of the cost table that the settings name."""
     calibration = costs = None
     if controller.uses_calibration:
-        if "head_path" not in settings:
+        if drafter.card is None:
             raise EesdError(
                 f"Method '{name}': controller {settings['controller']['name']} needs the calibration of a trained "
                 "head. Give the method a head, or another controller."
             )
-        calibration = read_calibration(Path(settings["head_path"]) / "card.json")
+        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
-        costs = read_costs(settings["costs"], exit_layer)
+        costs = read_costs(settings["costs"], drafter.exit_layer)
     controller.equip(calibration, costs)
 
 

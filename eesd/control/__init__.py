@@ -2,7 +2,7 @@
 
 from eesd.control import bandits, cost_aware, heuristics, static, thompson  # noqa: F401  (registers the controllers)
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
-from eesd.control.calibration import Calibration, read_calibration
+from eesd.control.calibration import Calibration, calibration_of
 from eesd.control.costs import CostTable, read_costs
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "Controller",
     "CostTable",
     "Signal",
+    "calibration_of",
     "make_controller",
-    "read_calibration",
     "read_costs",
 ]

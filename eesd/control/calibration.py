@@ -1,6 +1,6 @@
 """What a draft probability is worth: P(accept | max q), piecewise linear, as fitted on held-out prompts of a head.
 
-    calibration = read_calibration("results/heads/smollm2-135m/exit4/card.json")
+    calibration = calibration_of(card, "results/heads/smollm2-135m/exit4/card.json")
     calibration(0.9)      # 0.81: of the tokens drafted with max q = 0.9 the target accepts 81 %
 
 A trained head's card holds it under `calibration`: {"x": [max q ...], "y": [P(accept) ...]}, an isotonic regression
@@ -9,7 +9,6 @@ A trained head's card holds it under `calibration`: {"x": [max q ...], "y": [P(a
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -44,7 +43,7 @@ class Calibration:
 
 
 def calibration_of(card: Any, where: Path | str) -> Calibration:
-    """The calibration in a head's card, or in the metadata of a trace; EesdError naming the file if there is none."""
+    """The calibration in a head's card or in the facts of a trace; EesdError that says `where` if there is none."""
     found = card.get("calibration") if isinstance(card, dict) else None
     if not isinstance(found, dict) or not {"x", "y"} <= found.keys():
         raise EesdError(
@@ -55,12 +54,3 @@ def calibration_of(card: Any, where: Path | str) -> Calibration:
         return Calibration(found["x"], found["y"])
     except EesdError as error:
         raise EesdError(f"{where}: {error}") from error
-
-
-def read_calibration(card: Path | str) -> Calibration:
-    """The calibration of the head that this card.json describes."""
-    try:
-        content = json.loads(Path(card).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise EesdError(f"{card}: no readable card of a head ({error}). `eesd train` writes one.") from error
-    return calibration_of(content, card)

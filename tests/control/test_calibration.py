@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from eesd.control import Calibration, read_calibration
+from eesd.control import Calibration, calibration_of
 from eesd.errors import EesdError
 
 
@@ -29,17 +26,14 @@ def test_linear_between_breakpoints_and_constant_beyond():
         ([0.1, 0.2], [0.4, 0.3], "non-decreasing"),
     ],
 )
-def test_bad_breakpoints_are_refused(x, y, message, tmp_path: Path):
+def test_bad_breakpoints_are_refused(x, y, message):
     with pytest.raises(EesdError, match=message):
         Calibration(x, y)
-    (tmp_path / "card.json").write_text(json.dumps({"calibration": {"x": x, "y": y}}))
     with pytest.raises(EesdError, match=r"card\.json: "):
-        read_calibration(tmp_path / "card.json")
+        calibration_of({"calibration": {"x": x, "y": y}}, "card.json")
 
 
-def test_a_card_without_calibration_says_what_to_do(tmp_path: Path):
-    with pytest.raises(EesdError, match="no readable card"):
-        read_calibration(tmp_path / "card.json")
-    (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(EesdError, match=r"no calibration of this head.*Train the head again"):
-        read_calibration(tmp_path / "card.json")
+@pytest.mark.parametrize("card", [{}, None, {"calibration": None}, {"calibration": {"x": [0.5]}}])
+def test_a_card_without_calibration_says_what_to_do(card):
+    with pytest.raises(EesdError, match=r"card\.json: no calibration of this head.*Train the head again"):
+        calibration_of(card, "card.json")
