@@ -85,8 +85,6 @@ def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: 
     """Record the trace of all first repeats of vanilla in a row file; items finished earlier are kept."""
     check_count("k_max of a trace", settings["k_max"])
     outputs = vanilla_rows(rows)
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
     target = load_target(model_dir, outputs[0]["dtype"])
     engine = attach_engine(target)
     drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)

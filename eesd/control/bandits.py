@@ -89,6 +89,8 @@ class EXP3(LengthBandit):
     The loss (L + 1 - Y) / (L p_i) of the length played is unbiased for that of every length.
     """
 
+    uses_chance: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k_max < 2:

@@ -64,6 +64,8 @@ class Controller(ABC):
     # What has been measured and a rule needs: whoever builds the controller calls `equip` with it.
     uses_calibration: ClassVar[bool] = False
     uses_costs: ClassVar[bool] = False
+    # True for rules that draw random numbers: replay averages them over seeds.
+    uses_chance: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_count("k_max", self.k_max)

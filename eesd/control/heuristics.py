@@ -18,14 +18,13 @@ from eesd.control.costs import CostTable
 @CONTROLLERS.register("hf_heuristic")
 @dataclass
 class HFHeuristic(Learner):
-    """Draft K tokens; K grows by 2 when all were accepted, else shrinks by 1 (Hugging Face, schedule `heuristic`).
+    """Draft K tokens; K grows by 2 when all were accepted, else shrinks by 1 (Hugging Face's schedule).
 
-    k: K of the first round. reset_on `prompt` is their `heuristic_transient`.
+    k: K of the first round. reset_on `prompt` is their `heuristic_transient`, `never` their `heuristic`.
     """
 
     uses_signal: ClassVar[bool] = False
     k_max: int = 20
-    reset_on: str = "never"
     k: int = 5
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class BetaTS(Learner):
     """
 
     uses_signal: ClassVar[bool] = False
+    uses_chance: ClassVar[bool] = True
     prior: tuple[float, float] = (1.0, 1.0)
     forget: float = 1.0
     failures: str = "first"
@@ -70,6 +71,7 @@ class CaliTS(Learner):
     """
 
     uses_calibration: ClassVar[bool] = True
+    uses_chance: ClassVar[bool] = True
     kappa: float = 4.0
     bins: int = 10
     calibration: Callable[[float], float] | None = field(default=None, init=False, repr=False, compare=False)

@@ -134,6 +134,9 @@ def read_trace(path: Path | str) -> Trace:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise EesdError(f"{path}: not a readable trace ({error}). `eesd trace` writes one.") from error
+    missing = {*ARRAYS, "output"} - tensors.keys()
+    if missing:
+        raise EesdError(f"{path}: not a trace (no {', '.join(sorted(missing))}). `eesd trace` writes one.")
     if metadata.get("schema") != SCHEMA:
         raise EesdError(f"{path}: trace schema {metadata.get('schema')!r}, expected {SCHEMA!r}. Record it again.")
     facts = TraceFacts(**json.loads(metadata["facts"]))

@@ -120,17 +120,21 @@ def test_cali_ts_starts_from_the_calibration():
 
 
 def test_cost_ts_weighs_tokens_against_modelled_seconds():
-    controller = made("cost_ts", memory=0.5, reset_on="never")
+    controller = made("cost_ts", memory=0.5, bins=2)
     assert (controller.tokens, controller.time) == (1.0, 10.0)
+    controller.keep_drafting(sure(0.9))
     controller.update(2, 1)  # two tokens in 2 * 2 + 1 + 10 seconds
     assert (controller.tokens, controller.time) == (1.5, 12.5)
     assert (controller.hits, controller.misses) == (1, 1)
-    controller.hits = controller.misses = 10**9  # theta = 1/2
+    # The first token of a draft was right, the one after a token of the upper bin wrong.
+    assert (controller.next_hits, controller.next_misses) == ([0, 0, 1], [0, 1, 0])
+    controller.next_hits = controller.next_misses = [10**9] * 3  # theta = 1/2
+    controller.round_bins = [1]
     # A token more costs 2.5 s, worth 0.3 tokens at 0.12 tokens a second: it needs S > 0.6.
     assert [controller.worth(1, s) for s in (0.59, 0.61)] == [False, True]
     # The first one costs 2 + 1 + 9.5 - 10 s.
     assert controller.start_drafting()
-    controller.hits = 0
+    controller.next_hits = [0] * 3
     assert not controller.start_drafting()
 
 
