@@ -18,12 +18,14 @@ wildcard_constraints:
     head="[^/]+",
     task="[^/]+",
     group="[^/]+",
+    replay="[^/]+",
 
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/distill.smk"
 include: "workflow/rules/bench.smk"
+include: "workflow/rules/replay.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/figures.smk"
 
@@ -34,6 +36,12 @@ rule all:
     input:
         expand("results/tables/{table}.csv", table=TABLES),
         expand("figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
+        expand(
+            "figures/{model}/{replay}.{format}",
+            model=config["run"]["models"],
+            replay=config["run"]["replays"],
+            format=FORMATS,
+        ),
         "results/tables/speedup.md",
         "results/tables/provenance.csv",
         "results/tables/engine.csv",

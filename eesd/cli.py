@@ -127,6 +127,33 @@ def bench(model: Model, settings: Settings, out: Out) -> None:
 
 
 @app.command()
+def trace(
+    model: Model,
+    rows: Annotated[Path, typer.Option(help="row file whose vanilla outputs are followed")],
+    settings: Settings,
+    out: Out,
+) -> None:
+    """Record what would be drafted at every position of vanilla's outputs."""
+    from eesd.bench.trace import record_trace
+
+    record_trace(model, rows, _settings(settings), out)
+
+
+@app.command()
+def replay(
+    traces: Annotated[list[Path], typer.Argument(help="trace files")],
+    settings: Settings,
+    costs: Annotated[list[Path], typer.Option(help="cost tables of `eesd hardware`")],
+    out: Out,
+    workers: Annotated[int, typer.Option(help="processes; 0 takes one for each core")] = 0,
+) -> None:
+    """Judge controllers on traces: rounds, predicted speedup and regret against the oracle."""
+    from eesd.replay.table import write_replay_table
+
+    write_replay_table(traces, costs, _settings(settings), out, workers)
+
+
+@app.command()
 def tables(
     rows: Annotated[list[Path], typer.Argument(help="row files")],
     out: Out,

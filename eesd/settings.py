@@ -9,7 +9,6 @@ Imports no torch, because the workflow reads this on every start.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from eesd.control import CONTROLLERS, make_controller
+from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
@@ -77,6 +77,9 @@ def complete(config: Config) -> Config:
         _check_group(config, name)
     _check_known("model", config["run"]["models"], config["models"], "run.models")
     _check_known("group", config["run"]["groups"], config["groups"], "run.groups")
+    for name in config["replays"]:
+        _check_replay(config, name)
+    _check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
     if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
         raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
     return config
@@ -130,6 +133,11 @@ def _check_method(config: Config, name: str) -> None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
     if drafts:
         _controller_settings(method["controller"], f"{where}.controller")
+        kind = CONTROLLERS[method["controller"]["name"]]
+        if kind.uses_calibration and method["head"] is None:
+            raise _mistake(where, f"controller {method['controller']['name']} needs a calibrated head: name one.")
+    if method["costs"] is not None and not (drafts and kind.uses_costs):
+        raise _mistake(where, "costs are read by cost-aware controllers only, such as cost_ts: remove them.")
 
 
 def _controller_settings(controller: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -140,8 +148,7 @@ def _controller_settings(controller: Mapping[str, Any], where: str) -> dict[str,
         raise _mistake(where, error) from error
     except TypeError as error:
         raise _mistake(where, f"a value has the wrong type ({error}).") from error
-    settings = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
-    return {"name": controller["name"], **_plain(settings)}
+    return {"name": controller["name"], **_plain(all_settings(made))}
 
 
 def _plain(value: Any) -> Any:
@@ -157,6 +164,24 @@ def _check_group(config: Config, name: str) -> None:
     _check_known("method", group["methods"], config["methods"], f"{where}.methods")
     if BASELINE not in group["methods"]:
         raise _mistake(f"{where}.methods", f"'{BASELINE}' is missing. It is the baseline of every group: add it.")
+
+
+def _check_replay(config: Config, name: str) -> None:
+    replay, where = config["replays"][name], f"replays.{name}"
+    _check_known("group", [replay["group"]], config["groups"], f"{where}.group")
+    group = config["groups"][replay["group"]]
+    _check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
+    _check_known("head", replay["heads"], config["heads"], f"{where}.heads")
+    if group["temperature"] > 0:
+        raise _mistake(f"{where}.group", f"'{replay['group']}' samples, and only greedy outputs can be replayed.")
+    try:
+        longest = max(make_controller(settings).k_max for settings in expand(replay["controllers"]))
+    except (EesdError, TypeError) as error:
+        raise _mistake(f"{where}.controllers", error) from error
+    if longest > config["trace"]["k_max"]:
+        raise _mistake(
+            where, f"a controller drafts up to {longest} tokens, but trace.k_max is {config['trace']['k_max']}."
+        )
 
 
 # ---- what each stage receives -----------------------------------------------------------------------------------
@@ -183,6 +208,8 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
     if "controller" in found:
         found["controller"] = _controller_settings(found["controller"], f"methods.{method}.controller")
+        if CONTROLLERS[found["controller"]["name"]].uses_costs:
+            found.setdefault("costs", cost_path(model))
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
     return _plain(found)
@@ -194,6 +221,18 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
     settings.pop("tasks")
     settings["methods"] = {name: resolve_method(config, model, name) for name in settings["methods"]}
     return _plain({"model": model, "task": task, "group": group, **settings, **_data(config)})
+
+
+def resolve_trace(config: Config, model: str, task: str, head: str) -> Config:
+    """Settings of `trace`."""
+    path = head_path(model, head)
+    drafter = {"drafter": "exit_head", "head": head, "head_path": path}
+    return _plain({"model": model, "task": task, **drafter, **config["trace"]})
+
+
+def resolve_replay(config: Config, replay: str) -> Config:
+    """Settings of `replay`."""
+    return _plain({key: _entry(config, "replay", replay)[key] for key in ("controllers", "seeds")})
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
@@ -218,7 +257,8 @@ def controller_files(config: Config, group: str) -> list[str]:
     """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
     methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
     names = {method["controller"]["name"] for method in methods if method["controller"] is not None}
-    return sorted({inspect.getfile(CONTROLLERS[name]) for name in names})
+    parts = {part for name in names for part in CONTROLLERS[name].__mro__ if part.__module__.startswith("eesd.")}
+    return sorted({inspect.getfile(part) for part in parts})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -234,12 +274,38 @@ def head_path(model: str, head: str) -> str:
     return f"results/heads/{model}/{head}"
 
 
+def cost_path(model: str) -> str:
+    """Cost table that the workflow measures for a model."""
+    return f"{RESOURCES}/hardware/{model}.json"
+
+
+def cost_files(config: Config, model: str, group: str) -> list[str]:
+    """Cost tables that the controllers of a group decide by."""
+    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
+    return sorted({method["costs"] for method in methods if "costs" in method})
+
+
 def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
     """Every (model, task, group) that the `run` lists reach."""
     for model in config["run"]["models"]:
         for group in config["run"]["groups"]:
             for task in config["groups"][group]["tasks"]:
                 yield model, task, group
+
+
+def replay_traces(config: Config, model: str, replay: str) -> list[str]:
+    """Trace files that a replay reads."""
+    entry = _entry(config, "replay", replay)
+    return [
+        f"results/traces/{model}/{task}/{entry['group']}/{head}.safetensors"
+        for head in entry["heads"]
+        for task in entry["tasks"]
+    ]
+
+
+def replay_costs(config: Config, model: str, replay: str) -> list[str]:
+    """Cost tables that a replay reads."""
+    return _entry(config, "replay", replay)["costs"] or [cost_path(model)]
 
 
 def used_heads(config: Config, groups: Iterable[str]) -> list[str]:

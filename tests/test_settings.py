@@ -17,6 +17,8 @@ from eesd.schema import key_table, load_schema
 from eesd.settings import (
     bench_cells,
     complete,
+    controller_files,
+    cost_files,
     data_inputs,
     load_config,
     merge,
@@ -67,11 +69,21 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("methods: {vanilla: {peer: hf_generate}}", "'vanilla' is the baseline and takes no keys"),
         ("methods: {eesd: {controller: {name: beta}}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("methods: {eesd: {controller: {k: 4}}}", "Unknown setting of controller beta_ts 'k'"),
-        ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: Controller beta_ts needs forget in"),
+        ("methods: {eesd: {controller: {forget: 2}}}", "methods.eesd.controller: forget of controller beta_ts must be"),
         (
             "methods: {static_k2: {controller: {k: two}}}",
             "methods.static_k2.controller: k of controller static must be a whole number",
         ),
+        ("run: {replays: [stesp]}", "run.replays: Unknown replay 'stesp'. Did you mean 'steps'?"),
+        ("replays: {steps: {group: mian}}", "replays.steps.group: Unknown group 'mian'. Did you mean 'main'?"),
+        ("replays: {steps: {group: sampled}}", "'sampled' samples, and only greedy outputs can be replayed"),
+        ("replays: {steps: {tasks: [gsm8k]}}", "Unknown task of group main 'gsm8k'"),
+        ("replays: {steps: {heads: [exit5]}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
+        ("replays: {steps: {figure: replay_step}}", "Did you mean 'replay_steps'?"),
+        ("replays: {steps: {controllers: [{name: beta}]}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
+        ("replays: {steps: {controllers: [{name: static, grid: {k: 3}}]}}", "grid.k of a replayed controller must be"),
+        ("replays: {steps: {controllers: [{name: static, k: 16}]}}", "drafts up to 16 tokens, but trace.k_max is 15"),
+        ("methods: {one: {costs: a100.json}}", "costs are read by cost-aware controllers only"),
         ("models: {smollm2-135m: {source: hub}}", "models.smollm2-135m: source 'hub' needs a path"),
         ("models: {smollm2-135m: {path: somewhere}}", "the embedded model takes no path"),
         ("models: {smollm2-135m: {source: gguf, path: none.gguf}}", "'none.gguf' does not exist"),
@@ -148,6 +160,20 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     assert method["controller"]["prior"] == [1.0, 1.0]
     with pytest.raises(EesdError, match=r"Unknown method 'esd'\. Did you mean 'eesd'"):
         resolve_method(config, MODEL, "esd")
+
+
+def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
+    text = "methods: {{one: {{drafter: exit_head, head: exit4, controller: {{name: {}}}, costs: {}}}}}"
+    made = load_config([overlay(tmp_path, text.format("cost_ts", "null"))])
+    assert resolve_method(made, MODEL, "one")["costs"] == f"resources/hardware/{MODEL}.json"
+    made["groups"]["main"]["methods"].append("one")
+    assert cost_files(made, MODEL, "main") == [f"resources/hardware/{MODEL}.json"]
+    assert [Path(path).stem for path in controller_files(made, "main")] == ["base", "cost_aware", "static", "thompson"]
+    own = load_config([overlay(tmp_path, text.format("cost_ts", "a100.json"))])
+    assert resolve_method(own, MODEL, "one")["costs"] == "a100.json"
+    assert cost_files(load_config(), MODEL, "main") == []
+    with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
+        load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
 
 
 def test_bench_settings_are_complete_plain_and_reach_nothing_else():

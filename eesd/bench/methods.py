@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from eesd.bench.peers import PEERS
-from eesd.control import make_controller
+from eesd.control import Controller, calibration_of, make_controller, read_costs
 from eesd.decoding.generate import Generation, OnTokens, generate
 from eesd.decoding.sampling import Sampling
-from eesd.drafting import DRAFTERS
+from eesd.drafting import DRAFTERS, Drafter
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
@@ -43,6 +43,7 @@ def build_method(
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
+        equip(name, controller, settings, drafter)
 
     def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:
         return generate(
@@ -61,9 +62,27 @@ def build_method(
     return run
 
 
+def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter) -> None:
+    """Hand a controller what it needs of its head's card and of the cost table that the settings name."""
+    calibration = costs = None
+    if controller.uses_calibration:
+        if drafter.card is None:
+            raise EesdError(
+                f"Method '{name}': controller {settings['controller']['name']} needs the calibration of a trained "
+                "head. Give the method a head, or another controller."
+            )
+        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
+    if controller.uses_costs:
+        costs = read_costs(settings["costs"], drafter.exit_layer)
+    controller.equip(calibration, costs)
+
+
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a method's rows depend on: its settings and, with a trained head, the hash of its weights."""
+    """Everything a method's rows depend on: its settings and the hashes of its head's weights and its cost table."""
     identity = dict(settings)
+    if "costs" in settings:
+        costs = Path(settings["costs"])
+        identity["costs_sha256"] = sha256_file(costs) if costs.exists() else None
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None

@@ -1,6 +1,17 @@
 """When to stop drafting. Controllers are plain numbers, no torch, so the same object runs live and in replay."""
 
-from eesd.control import static, thompson  # noqa: F401  (registers the controllers)
+from eesd.control import bandits, cost_aware, heuristics, static, thompson  # noqa: F401  (registers the controllers)
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
+from eesd.control.calibration import Calibration, calibration_of
+from eesd.control.costs import CostTable, read_costs
 
-__all__ = ["CONTROLLERS", "Controller", "Signal", "make_controller"]
+__all__ = [
+    "CONTROLLERS",
+    "Calibration",
+    "Controller",
+    "CostTable",
+    "Signal",
+    "calibration_of",
+    "make_controller",
+    "read_costs",
+]

@@ -1,57 +1,54 @@
 """Thompson Sampling controllers of EESD (arXiv 2406.03853).
 
 After each drafted token: draw theta from the posterior of the acceptance probability, then chi ~ Bernoulli(theta),
-and stop drafting when chi = 0. That the draw happens per token is the paper's; how the posterior is updated is our
+and stop drafting when chi = 0. That the draw happens per token is the paper's; how the posteriors are updated is our
 reconstruction: every accepted token is a success, the first rejected one a failure, and what follows it was never
 observed.
 """
 
 from __future__ import annotations
 
-import random
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from eesd.control.base import CONTROLLERS, Controller, Signal
+from eesd.control.base import CONTROLLERS, Learner, Signal, check_count, check_range
+from eesd.control.calibration import Calibration
+from eesd.control.costs import CostTable
 from eesd.errors import EesdError
+
+# A posterior needs both parameters above zero, also where the calibration is sure.
+SURE = 1e-3
 
 
 @CONTROLLERS.register("beta_ts")
 @dataclass
-class BetaTS(Controller):
+class BetaTS(Learner):
     """theta ~ Beta(alpha, beta); alpha += accepted, beta += 1 if a rejection was seen.
 
     prior: (alpha, beta) before any observation, both > 0.
-    reset_on: `prompt` starts every prompt from the prior, `never` carries the posterior over.
     forget: factor in (0, 1] on past observations at every update; 1 forgets nothing.
     failures: `first` counts one failure a round, `all` every drafted token that was not accepted.
     """
 
     uses_signal: ClassVar[bool] = False
+    uses_chance: ClassVar[bool] = True
     prior: tuple[float, float] = (1.0, 1.0)
-    reset_on: str = "prompt"
     forget: float = 1.0
     failures: str = "first"
-    successes_seen: float = field(default=0.0, init=False)
-    failures_seen: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.prior) != 2 or min(self.prior) <= 0:
             raise EesdError(f"Controller beta_ts needs a prior of two numbers > 0, not {list(self.prior)}.")
-        if not 0 < self.forget <= 1:
-            raise EesdError(f"Controller beta_ts needs forget in (0, 1], not {self.forget}.")
-        if self.reset_on not in ("prompt", "never"):
-            raise EesdError(f"Controller beta_ts resets on 'prompt' or 'never', not '{self.reset_on}'.")
+        check_range("forget of controller beta_ts", self.forget, open_low=True)
         if self.failures not in ("first", "all"):
             raise EesdError(f"Controller beta_ts counts 'first' or 'all' failures, not '{self.failures}'.")
-        self.random = random.Random(0)
 
-    def reset(self, seed: int) -> None:
-        """Begin a prompt with its own random stream and, unless told otherwise, the prior."""
-        self.random = random.Random(seed)
-        if self.reset_on == "prompt":
-            self.successes_seen = self.failures_seen = 0.0
+    def start(self) -> None:
+        """Nothing observed."""
+        self.successes_seen = self.failures_seen = 0.0
 
     def keep_drafting(self, signal: Signal) -> bool:
         """theta ~ Beta(prior + observations), then chi ~ Bernoulli(theta): go on iff chi = 1."""
@@ -63,3 +60,53 @@ class BetaTS(Controller):
         missed = drafted - accepted
         self.successes_seen = self.forget * self.successes_seen + accepted
         self.failures_seen = self.forget * self.failures_seen + (missed if self.failures == "all" else min(missed, 1))
+
+
+@CONTROLLERS.register("cali_ts")
+@dataclass
+class CaliTS(Learner):
+    """theta ~ Beta(kappa c + s_b, kappa (1 - c) + f_b): the calibrated probability c is the prior, worth kappa tokens.
+
+    kappa: weight of the prior, > 0. bins: equal parts of [0, 1]; s_b and f_b count tokens with c in the same part b.
+    """
+
+    uses_calibration: ClassVar[bool] = True
+    uses_chance: ClassVar[bool] = True
+    kappa: float = 4.0
+    bins: int = 10
+    calibration: Callable[[float], float] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("kappa of a controller", self.kappa, high=math.inf, open_low=True)
+        check_count("bins of a controller", self.bins)
+
+    def equip(self, calibration: Calibration | None = None, costs: CostTable | None = None) -> None:
+        """Take the head's calibration."""
+        self.calibration = calibration
+
+    def start(self) -> None:
+        """Nothing observed."""
+        self.accepted_seen, self.rejected_seen = [0] * self.bins, [0] * self.bins
+        self.round_bins: list[int] = []
+
+    def keep_drafting(self, signal: Signal) -> bool:
+        """As Beta-TS, with the posterior of the token just drafted."""
+        return self.random.random() < self.draw(signal)
+
+    def draw(self, signal: Signal) -> float:
+        """theta of the token just drafted, whose bin is noted for `update`."""
+        c = min(max(self.calibration(signal.confidence), SURE), 1 - SURE)
+        part = min(int(c * self.bins), self.bins - 1)
+        self.round_bins.append(part)
+        return self.random.betavariate(
+            self.kappa * c + self.accepted_seen[part], self.kappa * (1 - c) + self.rejected_seen[part]
+        )
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Count the accepted tokens and the first rejected one; a token at the cap was shown to nobody."""
+        for part in self.round_bins[:accepted]:
+            self.accepted_seen[part] += 1
+        if accepted < len(self.round_bins):
+            self.rejected_seen[self.round_bins[accepted]] += 1
+        self.round_bins = []

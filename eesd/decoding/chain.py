@@ -41,6 +41,11 @@ class Chain:
         self.ids: list[int | Tensor] = []
         self.laws: list[Tensor | None] = []
         self.stop = "" if self.limit else "none"
+        if self.limit:
+            self.lap("draft")
+            if not controller.start_drafting():
+                self.stop = "controller"
+            self.lap("control")
 
     @property
     def tokens(self) -> list[int]:

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
 from eesd.registry import Registry
+
+# Slots after a known text that its drafts may use.
+DRAFT_ROOM = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Draftable(Protocol):
     """The chain a drafter fills: `extend` takes draft logits and returns the token drawn; `stop` ends the draft."""
 
     stop: str
+    tokens: list[int]
 
     def extend(self, logits: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         """Add the next token; row r of the logits stands for token `vocabulary[r]`, or r itself.
@@ -71,6 +76,7 @@ class Drafter(ABC):
 
     exit_layer: int = 0
     vocabulary: Tensor | None = None  # token id of every draft row; None: rows are token ids
+    card: Mapping[str, Any] | None = None  # of its trained head
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> Drafter:
@@ -91,6 +97,28 @@ class Drafter(ABC):
 
     def accept(self, verified: Verified) -> None:
         """Learn what verification kept."""
+
+    def draft_text(
+        self, target: Transformer, tokens: Sequence[int], prompt_tokens: int, chains: Sequence[Draftable]
+    ) -> None:
+        """Draft after all output tokens of a text but the last: chains[t] begins after tokens[prompt_tokens + t].
+
+        This walks through the text one token at a time, each a round of which nothing was accepted.
+        """
+        cache = target.new_cache(len(tokens) + DRAFT_ROOM)
+
+        def process(part: Sequence[int], slot: int) -> tuple[Tensor, Tensor]:
+            states = target.embed(torch.tensor([part], device=target.device))
+            states = target.run(states, slice(0, self.exit_layer), cache, slot)
+            return states, target.run(states, slice(self.exit_layer, None), cache, slot)
+
+        prompt = tokens[:prompt_tokens]
+        self.begin(Prompt(target, cache, prompt, *process(prompt, 0)))
+        for slot, chain in enumerate(chains, prompt_tokens):
+            self.draft(chain, tokens[slot], slot)
+            # Rows of rejected tokens mean nothing; the settled token's stand in for them.
+            rows = [states.expand(1, len(chain.tokens) + 1, -1) for states in process([tokens[slot]], slot)]
+            self.accept(Verified(chain.tokens, 0, tokens[slot + 1], *rows))
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry("drafter")

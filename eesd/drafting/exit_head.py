@@ -12,7 +12,8 @@ position before, which verification leaves behind for free; later in a draft the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, Draftable, Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
@@ -31,6 +32,9 @@ from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_lo
 if TYPE_CHECKING:
     from eesd.models.engine import Engine
     from eesd.models.graphs import GraphEngine
+
+# Positions of a text drafted from at once, each with its own copy of the first layers' cache.
+TEXT_BATCH = 64
 
 
 class ExitHead(nn.Module):
@@ -128,9 +132,9 @@ def read_head(path: Path | str, device: str = "cpu") -> tuple[dict[str, Any], di
 class ExitHeadDrafter(Drafter):
     """Drafts a chain with a trained exit head on the target's first `exit_layer` layers."""
 
-    def __init__(self, head: ExitHead, exit_layer: int) -> None:
+    def __init__(self, head: ExitHead, exit_layer: int, card: Mapping[str, Any] | None = None) -> None:
         self.head = head
-        self.exit_layer = exit_layer
+        self.exit_layer, self.card = exit_layer, card
         self.vocabulary = head.token_ids
         self.cache: KVCache | None = None
 
@@ -140,7 +144,7 @@ class ExitHeadDrafter(Drafter):
         if "head_path" not in settings:
             raise EesdError("Drafter exit_head needs a trained head. Add `head: <name of a head>` to the method.")
         head, card = load_exit_head(settings["head_path"], target, fingerprint(model_dir))
-        return cls(head, card["exit_layer"])
+        return cls(head, card["exit_layer"], card)
 
     def begin(self, prompt: Prompt) -> None:
         """Fill the exit layer's cache with the prompt."""
@@ -170,6 +174,40 @@ class ExitHeadDrafter(Drafter):
             token, slot = chain.extend(self.head.logits(estimate)[0, 0], self.vocabulary).view(1, 1), slot + 1
             fresh, context = state[:, :0], estimate if self.head.deep else None
         return torch.cat(states, 1) if states else None
+
+    def draft_text(
+        self, target: Transformer, tokens: Sequence[int], prompt_tokens: int, chains: Sequence[Draftable]
+    ) -> None:
+        """As in the base class, with the chains of many positions in one batch; a row's numbers stay its own."""
+        text, device = torch.tensor([tokens], device=target.device), target.device
+        cache = target.new_cache(len(tokens) + DRAFT_ROOM, num_layers=self.exit_layer)
+        own = target.new_cache(len(tokens) + DRAFT_ROOM, num_layers=1)
+        states = target.run(target.embed(text), slice(0, self.exit_layer), cache)
+        context = None
+        if self.head.deep:
+            final = target.run(states, slice(self.exit_layer, None), target.new_cache(len(tokens)))
+            context = F.pad(target.norm(final)[:, :-1], (0, 0, 1, 0))
+        entered = self.head.enter(states, context)
+        hidden = run_layers([self.head.layer], target.rotary, entered, [own.layer(0)])
+        estimates = self.head.leave(states, context, hidden)[0, prompt_tokens:]
+        for first in range(0, len(chains), TEXT_BATCH):
+            block = chains[first : first + TEXT_BATCH]
+            rows = torch.zeros(len(block), dtype=torch.long, device=device)
+            block_cache, block_own = copy(cache), copy(own)
+            block_cache.keep_rows(rows)
+            block_own.keep_rows(rows)
+            last = estimates[first : first + len(block), None]
+            slots = torch.arange(first, first + len(block), device=device)[:, None] + prompt_tokens
+            while True:
+                logits = self.head.logits(last)[:, 0]
+                drafted = [chain.extend(row, self.vocabulary) for chain, row in zip(block, logits, strict=True)]
+                if block[0].stop:
+                    break
+                slots = slots + 1
+                ids = torch.stack(drafted)[:, None]
+                states = target.run(target.embed(ids), slice(0, self.exit_layer), block_cache, slots)
+                context = last if self.head.deep else None
+                last = self.head.step(states, context, target.rotary, block_own, slots)
 
     def accept(self, verified: Verified) -> None:
         """Note what the exit layer still has to process: after estimated contexts, all accepted tokens again; else

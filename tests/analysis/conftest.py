@@ -8,7 +8,10 @@ import pytest
 
 from eesd.analysis.engine import write_engine_table
 from eesd.analysis.tables import write_tables
+from eesd.replay.table import write_replay_table
+from eesd.replay.trace import write_trace
 from tests.analysis.factory import realistic_rows, write_card, write_costs, write_rows
+from tests.replay.factory import random_trace
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +21,15 @@ def tables_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = write_rows(folder / "main.jsonl", realistic_rows(n_items=6))
     write_tables([rows], [write_card(folder / "card.json")], folder / "tables")
     write_engine_table([write_costs(folder / "toy.json")], folder / "tables" / "engine.csv")
+    traces = [folder / f"{task}.safetensors" for task in ("asdiv", "xsum")]
+    for path in traces:
+        write_trace(random_trace(path.stem), path)
+    grid = {"forget": [0.9, 1.0], "prior": [[1, 1], [2, 1], [4, 1]]}
+    controllers = [
+        {"name": "static", "grid": {"k": [1, 2, 4]}},
+        {"name": "hf_heuristic", "k_max": 12},
+        {"name": "beta_ts", "grid": grid},
+    ]
+    settings = {"controllers": controllers, "seeds": 1}
+    write_replay_table(traces, [folder / "toy.json"], settings, folder / "tables" / "replay.csv", workers=1)
     return folder / "tables"

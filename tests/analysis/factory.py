@@ -174,6 +174,7 @@ def write_costs(path: Path, model: str = "toy", **changes: Any) -> Path:
         "dtype": "float32",
         "engine": "torch",
         "threads": 2,
+        "exit_layer": 4,
         "read_bandwidth_bytes_per_s": 45e9,
         "controller_step_s": 1e-6,
         "costs": pieces,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import pytest
 
 from eesd.analysis import style
@@ -17,7 +18,8 @@ from eesd.analysis.tables import write_tables
 from eesd.errors import EesdError
 from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_rows
 
-NAMES = ["acceptance", "engine", "heads", "speedup", "time_split"]
+REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps"]
+NAMES = ["acceptance", "engine", "heads", *REPLAYS, "speedup", "time_split"]
 
 
 def test_registered_names() -> None:
@@ -48,7 +50,32 @@ def test_speedup_has_both_baselines_and_counts(tables_dir: Path) -> None:
         assert words in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "engine"])
+def test_replays_show_every_controller_oracle_and_task(tables_dir: Path) -> None:
+    for name in ("replay_regret", "replay_steps"):
+        text = svg(name, tables_dir)
+        for words in ("toy, float32, Toy CPU", "ASDiv (n = 2)", "XSum (n = 2)", "Beta-TS", "HF heuristic"):
+            assert words in text
+    text = svg("replay_sensitivity", tables_dir)
+    assert "Beta-TS, toy, float32, Toy CPU" in text
+    assert "forget" in text and "prior" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "controllers", "message"),
+    [
+        ("replay_regret", ["oracle"], "no controller beside the oracle"),
+        ("replay_steps", ["oracle", "beta_ts"], "no static controller"),
+        ("replay_sensitivity", ["oracle", "static"], "no controller with two settings that vary"),
+    ],
+)
+def test_a_replay_without_what_the_figure_shows(tables_dir: Path, tmp_path: Path, name, controllers, message) -> None:
+    table = pd.read_csv(tables_dir / "replay.csv")
+    table[table["controller"].isin(controllers)].to_csv(tmp_path / "replay.csv", index=False)
+    with pytest.raises(EesdError, match=message):
+        figure(name, tmp_path, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", *REPLAYS)])
 def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
     rows = realistic_rows(tasks=("asdiv",), methods=("vanilla", "eesd"), n_items=1)
     cards = [write_card(tmp_path / "card.json")]

@@ -1,0 +1,87 @@
+"""Drafting for tokens per second: one token more if what it may bring is worth its time.
+
+With rho tokens per second earned on average, a round is worth its tokens minus rho times its seconds (renewal reward;
+Ross 1970). One more draft token brings S theta tokens, S the probability that all before it are accepted and theta its
+own, and costs a draft step and a longer verification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from eesd.control.base import CONTROLLERS, Signal, check_count, check_range
+from eesd.control.calibration import Calibration
+from eesd.control.costs import CostTable
+from eesd.control.thompson import CaliTS
+
+
+@CONTROLLERS.register("cost_ts")
+@dataclass
+class CostTS(CaliTS):
+    """Go on iff S theta > rho (seconds of one token more), with S and theta drawn from posteriors, so that it explores.
+
+    S is the product of Cali-TS draws for the tokens drafted so far. The next token's confidence is not known yet:
+    theta ~ Beta(kappa m + s, kappa (1 - m) + f), where s and f count what came after tokens of the same bin as the last
+    one, or at the start of drafts, and m is the rate over all of them. It may draft nothing at all.
+
+    memory: weight in [0, 1) of past rounds in rho, the running tokens over the running seconds, which start as a
+    vanilla token. context: tokens in the cache at which costs are read.
+    """
+
+    uses_costs: ClassVar[bool] = True
+    kappa: float = 16.0
+    memory: float = 0.95
+    context: int = 256
+    seconds: list[float] = field(default_factory=lambda: [1.0], init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_range("memory of controller cost_ts", self.memory)
+        check_count("context of controller cost_ts", self.context)
+        super().__post_init__()
+
+    def equip(self, calibration: Calibration | None = None, costs: CostTable | None = None) -> None:
+        """Take the head's calibration, and the seconds of rounds at `context`."""
+        super().equip(calibration)
+        found = costs.at(self.context)
+        found.check_k(self.k_max)
+        self.seconds = [found.round_s(drafted) for drafted in range(self.k_max + 1)]
+        self.start()
+
+    def start(self) -> None:
+        """Nothing observed: the speed is vanilla's."""
+        super().start()
+        self.tokens, self.time, self.hits, self.misses = 1.0, self.seconds[0], 0, 0
+        # What followed tokens of each bin; the last entry stands for the start of a draft.
+        self.next_hits, self.next_misses = [0] * (self.bins + 1), [0] * (self.bins + 1)
+
+    def worth(self, drafted: int, so_far: float) -> bool:
+        """Whether one token more than `drafted` pays, the ones before being accepted with probability `so_far`."""
+        after = self.round_bins[-1] if drafted else self.bins
+        rate = (1 + self.hits) / (2 + self.hits + self.misses)
+        theta = self.random.betavariate(
+            self.kappa * rate + self.next_hits[after], self.kappa * (1 - rate) + self.next_misses[after]
+        )
+        return so_far * theta * self.time > self.tokens * (self.seconds[drafted + 1] - self.seconds[drafted])
+
+    def start_drafting(self) -> bool:
+        """The test before the first token."""
+        return self.worth(0, 1.0)
+
+    def keep_drafting(self, signal: Signal) -> bool:
+        """The test after a token."""
+        self.product = (1.0 if signal.position == 1 else self.product) * self.draw(signal)
+        return self.worth(signal.position, self.product)
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn acceptance as Cali-TS does, and the speed from the modelled time of the round."""
+        before = [self.bins, *self.round_bins]
+        for after in before[:accepted]:
+            self.next_hits[after] += 1
+        if accepted < drafted:
+            self.next_misses[before[accepted]] += 1
+        super().update(drafted, accepted)
+        self.hits += accepted
+        self.misses += accepted < drafted
+        self.tokens = self.memory * self.tokens + (1 - self.memory) * (accepted + 1)
+        self.time = self.memory * self.time + (1 - self.memory) * self.seconds[drafted]

@@ -1,0 +1,69 @@
+"""Cost tables: seconds by hand, interpolation, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eesd.control import read_costs
+from eesd.errors import EesdError
+from tests.analysis.factory import write_costs
+
+
+def piece(path: str, query: int, context: int, seconds: float) -> dict:
+    return {"path": path, "query_tokens": query, "context_tokens": context, "seconds": seconds, "bytes": 1}
+
+
+def pieces(context: int, factor: float = 1.0) -> list[dict]:
+    singles = {"draft": 2.0, "vanilla": 10.0, "first_layers": 1.0}
+    found = [piece(name, 1, context, factor * seconds) for name, seconds in singles.items()]
+    return found + [piece("verify_from_exit", n, context, factor * (8.0 + n)) for n in range(1, 6)]
+
+
+def test_seconds_of_a_round_by_hand(tmp_path: Path):
+    table = read_costs(write_costs(tmp_path / "toy.json", costs=pieces(100)))
+    costs = table.at(5000)
+    # Three draft steps, the first layers of the third token, the rest of the layers for four.
+    assert costs.round_s(3) == 3 * 2.0 + 1.0 + 12.0
+    assert costs.round_s(0) == costs.vanilla_s == 10.0
+    assert costs.more_s(0) == 2.0 + 1.0 + 10.0 - 10.0
+    assert costs.more_s(2) == 3.0
+    assert costs.k_max == 4
+    assert table.hardware == "toy, float32, Toy CPU"
+
+
+def test_linear_in_the_context_and_constant_beyond(tmp_path: Path):
+    table = read_costs(write_costs(tmp_path / "toy.json", costs=pieces(200, 3.0) + pieces(100)))
+    found = [table.at(context).round_s(2) for context in (1, 100, 150, 175, 200, 999)]
+    one = 2 * 2.0 + 1.0 + 11.0
+    assert found == pytest.approx([one, one, 2 * one, 2.5 * one, 3 * one, 3 * one])
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ([], "an empty cost table"),
+        ([p for p in pieces(100) if p["path"] != "draft"], "no cost of draft for 1 tokens at context 100"),
+        ([p for p in pieces(100) if p["query_tokens"] != 3], "no cost of verify_from_exit for 3 tokens"),
+        ([piece("draft", 1, 100, -1.0)], "draft of 1 tokens at context 100 has no time above zero"),
+    ],
+)
+def test_incomplete_tables_are_refused(tmp_path: Path, costs, message):
+    with pytest.raises(EesdError, match=message):
+        read_costs(write_costs(tmp_path / "toy.json", costs=costs))
+
+
+def test_other_files_and_heads_are_refused(tmp_path: Path):
+    with pytest.raises(EesdError, match="not a cost table"):
+        read_costs(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(EesdError, match="not a cost table"):
+        read_costs(tmp_path / "list.json")
+    path = write_costs(tmp_path / "toy.json")
+    with pytest.raises(EesdError, match="measured with an exit after layer 4, but the head exits after layer 8"):
+        read_costs(path, exit_layer=8)
+    with pytest.raises(
+        EesdError, match=r"no cost of verifying 17 tokens, which drafts of k = 16 need.*largest k is 15"
+    ):
+        read_costs(path, 4).at(100).check_k(16)

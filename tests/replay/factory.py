@@ -1,0 +1,36 @@
+"""Synthetic traces: random signals, match lengths as given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts
+
+FACTS = TraceFacts("toy", "w", "asdiv", "exit4", "h", 4, "float32", 5, "s", {"x": [0.0, 1.0], "y": [0.1, 0.9]})
+
+
+def make_item(
+    match: Sequence[int], k_max: int = 5, seed: int = 7, room: int = 1, prompt_tokens: int = 20
+) -> TracedItem:
+    """An output of len(match) + 1 tokens; room: how many more than that were allowed."""
+    rng, count = np.random.default_rng(seed), len(match)
+    signals = [rng.uniform(0.1, 1.0, (count, k_max)).astype(np.float32) for _ in range(3)]
+    length = np.full(count, k_max, np.int32)
+    chains = Chains(np.zeros((count, k_max), np.int32), *signals, length, np.array(match, np.int32))
+    return TracedItem(f"i{seed}", seed, prompt_tokens, count + 1 + room, tuple(range(count + 1)), chains)
+
+
+def make_trace(*items: TracedItem, **facts) -> Trace:
+    """A trace of these items; keywords replace facts."""
+    return Trace(replace(FACTS, **facts), items)
+
+
+def random_trace(task: str = "asdiv", items: int = 2, k_max: int = 12) -> Trace:
+    """Outputs of 41 tokens, half of the first drafted tokens right, and so on."""
+    rng = np.random.default_rng(len(task))
+    matches = [(rng.geometric(0.5, 40).clip(1, k_max + 1) - 1).tolist() for _ in range(items)]
+    made = [make_item(match, k_max, seed) for seed, match in enumerate(matches)]
+    return make_trace(*made, task=task, k_max=k_max)

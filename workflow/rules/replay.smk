@@ -1,0 +1,78 @@
+"""Replay: drafts recorded once, controllers judged on them in seconds, one table and figure for each entry of `replays`."""
+
+
+# Record what a head would draft at every position of vanilla's outputs.
+rule record_trace:
+    input:
+        model="resources/models/{model}",
+        rows="results/bench/{model}/{task}/{group}.jsonl",
+        head="results/heads/{model}/{head}/head.safetensors",
+        card="results/heads/{model}/{head}/card.json",
+        modules=modules(
+            *[f"eesd/bench/{name}.py" for name in ("trace", "methods")],
+            "eesd/replay/trace.py",
+            "eesd/decoding",
+            "eesd/drafting",
+            "eesd/models",
+        ),
+    output:
+        "results/traces/{model}/{task}/{group}/{head}.safetensors",
+    log:
+        "logs/traces/{model}/{task}/{group}/{head}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        settings=to_json(
+            lambda config, wildcards: settings.resolve_trace(config, wildcards.model, wildcards.task, wildcards.head)
+        ),
+    shell:
+        "python -m eesd trace --model {input.model} --rows {input.rows} --settings {params.settings:q} --out {output}"
+        " 2>&1 | tee {log}"
+
+
+# Replay every controller setting of an entry on all its traces.
+rule replay_controllers:
+    input:
+        traces=lambda wildcards: settings.replay_traces(config, wildcards.model, wildcards.replay),
+        costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay),
+        modules=modules("eesd/replay", "eesd/control", "eesd/analysis/columns.py"),
+    output:
+        "results/replay/{model}/{replay}/replay.csv",
+    log:
+        "logs/replay/{model}/{replay}.log",
+    threads: workflow.cores
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_replay(config, wildcards.replay)),
+        costs=lambda wildcards, input: each("--costs", input.costs),
+    shell:
+        "python -m eesd replay --settings {params.settings:q} {params.costs:q} --workers {threads} --out {output}"
+        " {input.traces:q} 2>&1 | tee {log}"
+
+
+for replay, entry in config["replays"].items():
+
+    # Draw the figure of one entry from its table alone.
+    rule:
+        name:
+            f"draw_replay_{replay}"
+        input:
+            table=f"results/replay/{{model}}/{replay}/replay.csv",
+            modules=modules("eesd/analysis"),
+        output:
+            f"figures/{{model}}/{replay}.pdf",
+            f"figures/{{model}}/{replay}.png",
+            report(
+                f"figures/{{model}}/{replay}.svg",
+                caption=f"../report/{entry['figure']}.rst",
+                category="Figures",
+                labels={"figure": f"{replay}, {{model}}"},
+            ),
+        log:
+            f"logs/figures/{{model}}/{replay}.log",
+        params:
+            figure=entry["figure"],
+            tables=lambda wildcards, input: Path(input.table).parent,
+            out=lambda wildcards, output: Path(output[0]).with_suffix(""),
+        shell:
+            "python -m eesd figure {params.figure} --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
