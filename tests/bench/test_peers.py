@@ -18,6 +18,17 @@ RIVALS = {
         {"drafter": "lookup", "max_ngram": 2, "controller": {"name": "static", "k": 4}},
         {"peer": "hf_generate", "generation": {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2}},
     ),
+    "early_exit": (
+        {"drafter": "early_exit", "exit_layer": 3, "controller": {"name": "static", "k": 4}},
+        {
+            "peer": "hf_generate",
+            "generation": {
+                "assistant_early_exit": 3,
+                "num_assistant_tokens": 4,
+                "assistant_confidence_threshold": 0.0,
+            },
+        },
+    ),
 }
 
 
