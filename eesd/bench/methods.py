@@ -19,6 +19,7 @@ from eesd.drafting import DRAFTERS
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
+from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 
 Method = Callable[..., Generation]
@@ -62,9 +63,11 @@ def build_method(
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a method's rows depend on: its settings and, with a trained head, the hash of its weights."""
+    """Everything a method's rows depend on: its settings, and the weights of a trained head or of an assistant."""
     identity = dict(settings)
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
+    if "assistant_path" in settings:
+        identity["assistant_fingerprint"] = fingerprint(settings["assistant_path"])
     return identity
