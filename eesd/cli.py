@@ -155,6 +155,14 @@ def provenance(rows: Annotated[list[Path], typer.Option(help="row files")], out:
 
 
 @app.command()
+def spec_bench(rows: Annotated[list[Path], typer.Argument(help="row files")], out: Out) -> None:
+    """Write rows as answer files of Spec-Bench, one for each model, group and method."""
+    from eesd.analysis.spec_bench import write_answers
+
+    write_answers(rows, out)
+
+
+@app.command()
 def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of tables")], out: Out) -> None:
     """Draw one figure from the tables, as PDF, PNG and SVG."""
     from eesd.analysis.figures import figure as draw
