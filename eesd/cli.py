@@ -119,6 +119,19 @@ def train(
 
 
 @app.command()
+def skips(
+    model: Model,
+    costs: Annotated[Path, typer.Option(help="cost table of `eesd hardware`")],
+    settings: Settings,
+    out: Out,
+) -> None:
+    """Search the sublayers that a target drafts best without."""
+    from eesd.bench.skip_search import search_skips
+
+    search_skips(model, costs, _settings(settings), out)
+
+
+@app.command()
 def bench(model: Model, settings: Settings, out: Out) -> None:
     """Measure all methods of a group on one task, in paired units."""
     from eesd.bench.runner import run_bench

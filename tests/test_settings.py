@@ -18,6 +18,7 @@ from eesd.settings import (
     bench_cells,
     complete,
     data_inputs,
+    drafter_files,
     load_config,
     merge,
     model_inputs,
@@ -25,7 +26,6 @@ from eesd.settings import (
     resolve_corpus,
     resolve_head,
     resolve_method,
-    used_assistants,
     used_heads,
 )
 
@@ -68,6 +68,11 @@ def overlay(tmp_path: Path, text: str) -> Path:
             "methods: {mine: {drafter: assistant, assistant: smol, controller: {name: static}}}",
             "methods.mine.assistant: Unknown model 'smol'",
         ),
+        (
+            "methods: {self_sd: {skips: defualt}}",
+            "methods.self_sd.skips: Unknown skips 'defualt'. Did you mean 'default'",
+        ),
+        ("skips: {default: {tasks: [asdvi]}}", "skips.default.tasks: Unknown task 'asdvi'"),
         ("methods: {eesd: {generation: {}}}", "generation holds options of a peer"),
         ("methods: {hf_lookup: {generation: {promt_lookup_num_tokens: 3}}}", "Unknown key 'promt_lookup_num_tokens'"),
         ("methods: {eesd: {drafter: null}}", "drafter and controller belong together"),
@@ -189,9 +194,10 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
         models: {tiny: {source: hub, path: owner/tiny}}
         groups: {assisted: {methods: [vanilla, small]}}"""
     config = load_config([overlay(tmp_path, text)])
-    assert used_assistants(config, "assisted") == ["tiny"]
-    assert used_assistants(config, "main") == []
     assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
+    assert drafter_files(config, MODEL, "assisted") == ["resources/models/tiny"]
+    assert drafter_files(config, MODEL, "main") == []
+    assert drafter_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
 
 
 def test_run_lists_choose(tmp_path: Path):

@@ -68,6 +68,9 @@ def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
+    if "skips_path" in settings:
+        found = Path(settings["skips_path"])
+        identity["skips_sha256"] = sha256_file(found) if found.exists() else None
     if "assistant_path" in settings:
         identity["assistant_fingerprint"] = fingerprint(settings["assistant_path"])
     return identity

@@ -11,7 +11,7 @@ rule bench_group:
         model="resources/models/{model}",
         heads=lambda wildcards: head_files(wildcards.model, [wildcards.group], "head.safetensors"),
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
-        assistants=lambda wildcards: map(settings.model_path, settings.used_assistants(config, wildcards.group)),
+        drafters=lambda wildcards: settings.drafter_files(config, wildcards.model, wildcards.group),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
             *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts")],
