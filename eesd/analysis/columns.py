@@ -37,7 +37,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "acceptance": {
         **_WHO,
         "acceptance_rate": "accepted / drafted tokens, bonus token not counted; empty if nothing is drafted",
-        "tokens_per_round": "(output tokens - first tokens) / rounds, with the bonus token; vanilla = 1",
+        "tokens_per_round": "output tokens after those of the prefill / rounds, with the bonus token; vanilla = 1",
         "drafted_per_round": "drafted tokens / rounds",
         "rounds": "verification passes of the target, all units together",
         "n_items": "prompts",

@@ -75,6 +75,12 @@ def is_peer(row: Row) -> bool:
     return row["seconds"]["verify"] is None
 
 
+def settled(row: Row) -> int:
+    """Output tokens that come from rounds: all but the prefill's."""
+    # A peer may verify a draft in the pass of its prefill, so not one token but several can come from there.
+    return accepted(row) + len(row["rounds"]) if is_peer(row) else len(row["output_tokens"]) - 1
+
+
 def drafted(row: Row) -> int:
     """Tokens drafted over all rounds."""
     return sum(one[0] for one in row["rounds"])
@@ -173,8 +179,8 @@ def _check_rounds(row: Row) -> None:
         if one[1] > one[0]:
             raise EesdError(f"{where}: round {one} accepted more tokens than it drafted.")
     if is_peer(row):
-        if row["rounds"]:
-            raise EesdError(f"{where}: has rounds but no split of its time. Rows have both, peers have neither.")
+        if settled(row) >= n_output:
+            raise EesdError(f"{where}: {n_output} output tokens, but its rounds alone account for {settled(row)}.")
         return
     # The first token comes from the prefill; only the last round may be cut, by the end of text or of the budget.
     most = 1 + accepted(row) + len(row["rounds"])

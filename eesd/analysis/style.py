@@ -54,7 +54,12 @@ METADATA = {"pdf": {"CreationDate": None}, "png": {}, "svg": {"Date": None}}
 METHOD_COLORS = {"vanilla": "#7f7f7f", "hf_generate": "#b0a58f", "eesd": "#d55e00"}
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#332288", "#882255", "#999933")
 PART_COLORS = {"prefill": "#bbbbbb", "draft": "#e69f00", "verify": "#0072b2", "control": "#d55e00", "other": "#56b4e9"}
-METHOD_LABELS = {"hf_generate": "HF generate", "eesd": "EESD"}
+METHOD_LABELS = {
+    "hf_generate": "HF generate",
+    "eesd": "EESD",
+    "lookup": "prompt lookup",
+    "hf_lookup": "HF prompt lookup",
+}
 TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
 BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}
 

@@ -84,6 +84,7 @@ def row_frame(rows: list[Row]) -> pd.DataFrame:
             "rounds": row["rounds"],
             "drafted": row_files.drafted(row),
             "accepted": row_files.accepted(row),
+            "settled": row_files.settled(row),
             "peer": row_files.is_peer(row),
             "scores": row["scores"],
             **{part: row["seconds"][part] for part in (*PARTS, "total")},
@@ -146,17 +147,21 @@ def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 
 
+def _with_rounds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose rounds are known: all but those of peers that do not draft."""
+    return frame[~frame["peer"] | frame["rounds"].map(bool)]
+
+
 def _acceptance(frame: pd.DataFrame) -> Records:
     records = []
-    for who, own in _cells(frame[~frame["peer"]]):
+    for who, own in _cells(_with_rounds(frame)):
         rounds = int(own["rounds"].map(len).sum())
         drafted = int(own["drafted"].sum())
         records.append(
             {
                 **who,
                 "acceptance_rate": _ratio(int(own["accepted"].sum()), drafted),
-                # The first token of every output comes from its prefill, not from a round.
-                "tokens_per_round": _ratio(int(own["tokens"].sum()) - len(own), rounds),
+                "tokens_per_round": _ratio(int(own["settled"].sum()), rounds),
                 "drafted_per_round": _ratio(drafted, rounds),
                 "rounds": rounds,
                 "n_items": own["item"].nunique(),
@@ -200,7 +205,7 @@ def _quality(frame: pd.DataFrame) -> Records:
 
 def _rounds(frame: pd.DataFrame) -> Records:
     records = []
-    for who, own in _cells(frame[~frame["peer"]]):
+    for who, own in _cells(_with_rounds(frame)):
         counts = own["rounds"].explode().dropna().map(lambda one: one[1]).value_counts()
         # Numbers of accepted tokens that never came up are rows too, so that a distribution has no holes.
         for accepted in range(int(counts.index.max()) + 1 if len(counts) else 0):

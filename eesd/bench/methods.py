@@ -19,6 +19,7 @@ from eesd.drafting import DRAFTERS, Drafter
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
+from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 
 Method = Callable[..., Generation]
@@ -35,7 +36,7 @@ def build_method(
 ) -> Method:
     """A function (prompt, seed, max_new_tokens, on_tokens=None) -> Generation for one configured method."""
     if "peer" in settings:
-        peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos)
+        peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos, settings.get("generation"))
         return peer.generate
     drafter = controller = None
     if "drafter" in settings:
@@ -78,7 +79,7 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a method's rows depend on: its settings and the hashes of its head's weights and its cost table."""
+    """Everything a method's rows depend on: its settings, the weights of a head or an assistant, its cost table."""
     identity = dict(settings)
     if "costs" in settings:
         costs = Path(settings["costs"])
@@ -86,4 +87,9 @@ def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
+    if "skips_path" in settings:
+        found = Path(settings["skips_path"])
+        identity["skips_sha256"] = sha256_file(found) if found.exists() else None
+    if "assistant_path" in settings:
+        identity["assistant_fingerprint"] = fingerprint(settings["assistant_path"])
     return identity

@@ -19,7 +19,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +95,15 @@ class Packed:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled layer is not packed
+
+    def keeping(self, attention: bool, mlp: bool) -> Packed:
+        """The same weights of a layer, told to run only some of its sublayers."""
+        struct = _Layer.from_buffer_copy(self.struct)
+        if not attention:
+            struct.qkv.data = None
+        if not mlp:
+            struct.gate_up.data = None
+        return replace(self, struct=struct)
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

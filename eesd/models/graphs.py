@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import getitem
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -121,6 +121,10 @@ class Recorded:
         weights = [owner[name].detach() for owner, name in found]
         addresses = [weight.data_ptr() for weight in weights]
         return cls(engine, weights, addresses, [owner for owner, _ in found], [name for _, name in found])
+
+    def keeping(self, attention: bool, mlp: bool) -> Recorded:
+        """For the same layer without some sublayers: a key of its own, so that it gets graphs of its own."""
+        return replace(self)
 
     def in_place(self) -> bool:
         """Whether the layer still has these weights (not after `.to()` or a new parameter)."""

@@ -10,6 +10,7 @@ Weights of q, k, v and of gate and up are fused, since a token's time is the tim
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,7 @@ class Layer(nn.Module):
     """One decoder layer: attention and SwiGLU MLP, each behind a norm and a residual connection."""
 
     packed: Packed | Recorded | None = None  # set by the `pack` of an engine that this layer decodes through
+    runs_attention = runs_mlp = True  # see `keeping`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -139,6 +141,8 @@ class Layer(nn.Module):
         slots: int | Tensor,
     ) -> Tensor:
         """hidden [batch, seq, hidden] -> the same shape; writes this layer's keys and values at `slots`."""
+        if not self.runs_attention:
+            return self.finish(hidden, None)
         q, k, v = self.heads(self.attn_norm(hidden), angles)
         if cache is not None:
             write(cache, k, v, slots)
@@ -157,9 +161,19 @@ class Layer(nn.Module):
         q, k = rotate(both, *angles).split((config.num_heads, config.num_kv_heads), 1)
         return q, k, v
 
-    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output from its input and what its queries gathered [batch, heads, seq, head_dim]."""
-        hidden = hidden + self.o(attended.transpose(1, 2).flatten(2))
+    def keeping(self, attention: bool, mlp: bool) -> Layer:
+        """This layer with only some of its sublayers, sharing its weights; what is left out passes states on."""
+        part = copy.copy(self)
+        part.runs_attention, part.runs_mlp = attention, mlp
+        part.packed = self.packed and self.packed.keeping(attention, mlp)
+        return part
+
+    def finish(self, hidden: Tensor, attended: Tensor | None) -> Tensor:
+        """The layer's output from its input and what its queries gathered [batch, heads, seq, head_dim], if any."""
+        if attended is not None:
+            hidden = hidden + self.o(attended.transpose(1, 2).flatten(2))
+        if not self.runs_mlp:
+            return hidden
         gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
         return hidden + self.down(F.silu(gate) * up)
 

@@ -13,6 +13,7 @@ import pytest
 from eesd.analysis.checks import check_rows
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.order import method_key
+from eesd.analysis.rows import check_row
 from eesd.analysis.tables import build_tables, write_tables
 from eesd.analysis.verdict import check_lossless, write_verdict
 from eesd.errors import EesdError
@@ -62,7 +63,7 @@ def test_speedup_by_hand() -> None:
 def test_acceptance_and_rounds_by_hand() -> None:
     found = tables_of(two_items())
     table = found["acceptance"].set_index("method")
-    assert list(table.index) == ["vanilla", "eesd"]  # a peer has no rounds
+    assert list(table.index) == ["vanilla", "eesd"]  # a peer that does not draft has no rounds
     assert table.loc["eesd", "acceptance_rate"] == pytest.approx(0.5)
     assert table.loc["eesd", "tokens_per_round"] == pytest.approx(2.0)
     assert table.loc["eesd", "drafted_per_round"] == pytest.approx(2.0)
@@ -71,6 +72,18 @@ def test_acceptance_and_rounds_by_hand() -> None:
     assert math.isnan(table.loc["vanilla", "acceptance_rate"])
     counts = found["rounds"][["method", "accepted", "count"]].values.tolist()
     assert counts == [["vanilla", 0, 8], ["eesd", 0, 0], ["eesd", 1, 4]]
+
+
+def test_a_drafting_peer_has_rounds_without_what_its_prefill_drafted() -> None:
+    lookup = make_row("hf_lookup", rounds=[[2, 1, "peer"], [2, 0, "peer"]], seconds=split_seconds(1.0, peer=True))
+    rows = [make_row("vanilla"), lookup]
+    table = tables_of(rows)["acceptance"].set_index("method")
+    # Five tokens: two of them from the pass over the prompt, three from two rounds.
+    assert table.loc["hf_lookup", "tokens_per_round"] == 1.5
+    assert table.loc["hf_lookup", "acceptance_rate"] == 0.25
+    lookup["rounds"].append([3, 1, "peer"])
+    with pytest.raises(EesdError, match="5 output tokens, but its rounds alone account for 5"):
+        check_row(lookup)
 
 
 def test_one_token_output_has_no_rounds() -> None:

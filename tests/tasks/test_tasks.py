@@ -50,6 +50,9 @@ def source(tmp_path: Path) -> DataSource:
     write_rows(data / "mbpp.jsonl", mbpp)
     wishes = [{"id": f"w{i}", "instruction": f"Write {i} rhymes.", "input": "On rain." * (i % 2)} for i in range(300)]
     write_rows(data / "prompts_dolly_3k.jsonl.gz", wishes)
+    kinds = ("translation", "math_reasoning")
+    questions = [{"question_id": i, "category": kinds[i % 2], "turns": [f"Ask {i}.", "More."]} for i in range(81, 181)]
+    write_rows(data / "spec_bench.jsonl", questions)
     code = [
         {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "canonical_solution": "    pass"} for i in range(164)
     ]
@@ -69,8 +72,9 @@ def check_disjoint(name: str, source: DataSource) -> dict[str, list[Item]]:
     everything = [item for items in splits.values() for item in items]
     assert len({item.id for item in everything}) == len(everything)
     assert len({" ".join(item.prompt.split()) for item in everything}) == len(everything)
-    assert all(splits.values())
-    assert all(item.prompt and item.dataset and (item.reference or name == "instruct") for item in everything)
+    assert splits["evaluation"] if name == "spec_bench" else all(splits.values())
+    prompts_only = name in ("instruct", "spec_bench")
+    assert all(item.prompt and item.dataset and (item.reference or prompts_only) for item in everything)
     return splits
 
 
@@ -96,6 +100,16 @@ def test_instructions_come_from_the_files_there_are(source: DataSource):
         assert item.prompt == f"Write {number} rhymes." + ("\n\nOn rain." if number % 2 else "")
     with pytest.raises(EesdError, match="hub data set databricks/databricks-dolly-15k: no network in tests"):
         TASKS["instruct"].items("train", DataSource(None, source.resources))
+
+
+def test_spec_bench_asks_first_turns_for_evaluation(source: DataSource):
+    items = {item.id: item for item in TASKS["spec_bench"].items("evaluation", source)}
+    assert len(items) == 100
+    assert items["math_reasoning/81"].prompt == "Ask 81."
+    assert TASKS["spec_bench"].items("train", source) == []
+    write_rows(source.data_dir / "spec_bench.jsonl", [{"question_id": 1, "category": "qa", "turns": []}])
+    with pytest.raises(EesdError, match="row 0: 'turns' is no list that begins with a text"):
+        TASKS["spec_bench"].items("evaluation", source)
 
 
 def test_repeated_prompts_and_ids_are_dropped_evaluation_first():
@@ -261,7 +275,7 @@ def test_real_rows(name: str, root: Path):
     splits = check_disjoint(name, source)
     assert len(splits["evaluation"]) >= 60
     # Whatever the other source trains on is no evaluation prompt of this one.
-    if source.data_dir and (source.resources / "raw").is_dir() and name not in ("gsm8k", "instruct"):
+    if source.data_dir and (source.resources / "raw").is_dir() and name not in ("gsm8k", "instruct", "spec_bench"):
         other = check_disjoint(name, DataSource(source.resources))
         for mine, theirs in ((splits, other), (other, splits)):
             held_out = {item.prompt for item in mine["evaluation"]}

@@ -1,4 +1,4 @@
-"""Heads learnt from the target's own outputs."""
+"""What is learnt from the target's own outputs: heads, and the sublayers it can draft without."""
 
 
 # Let the target answer training prompts, recording exit-layer states and teacher probabilities on the way.
@@ -46,3 +46,25 @@ rule train_head:
     shell:
         "python -m eesd train --model {input.model} --corpus {input.corpus}"
         " --settings {params.settings:q} --out {params.out} 2>&1 | tee {log}"
+
+
+# Search the sublayers that the target drafts best without, priced by the measured costs.
+rule search_skips:
+    input:
+        model="resources/models/{model}",
+        costs="resources/hardware/{model}.json",
+        data=lambda wildcards: settings.data_inputs(config, config["skips"][wildcards.skips]["tasks"]),
+        modules=modules("eesd/bench/skip_search.py", "eesd/drafting/self_sd.py", "eesd/models"),
+        task_modules=lambda wildcards: task_modules(config["skips"][wildcards.skips]["tasks"]),
+    output:
+        "results/skips/{model}/{skips}.json",
+    log:
+        "logs/skips/{model}/{skips}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_skips(config, wildcards.skips)),
+    shell:
+        "python -m eesd skips --model {input.model} --costs {input.costs}"
+        " --settings {params.settings:q} --out {output} 2>&1 | tee {log}"

@@ -65,6 +65,19 @@ rule collect_provenance:
         "python -m eesd provenance {params.rows:q} --out {output} 2>&1 | tee {log}"
 
 
+# Write all rows as answer files of Spec-Bench; made on request only: `snakemake results/spec_bench`.
+rule export_spec_bench:
+    input:
+        rows=bench_files(),
+        modules=modules("eesd/analysis/spec_bench.py", "eesd/analysis/rows.py"),
+    output:
+        directory("results/spec_bench"),
+    log:
+        "logs/tables/spec_bench.log",
+    shell:
+        "python -m eesd spec-bench --out {output} {input.rows:q} 2>&1 | tee {log}"
+
+
 # Fail if an output differs from vanilla's without the evidence of a tie; apart from the tables, so that they survive it.
 rule check_lossless:
     input:

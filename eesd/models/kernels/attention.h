@@ -15,7 +15,8 @@ constexpr int CHUNK = 64;  // slots of the cache that attention takes at a time;
 constexpr int PAD = 32;    // row strides of buffers are multiples of it, whatever the vector width
 
 struct Layer {
-    Matrix qkv, o, gate_up, down;  // panels of gate and up alternate
+    // Panels of gate and up alternate. Without data in qkv there is no attention, in gate_up no MLP.
+    Matrix qkv, o, gate_up, down;
     const float *attn_norm, *mlp_norm, *q_norm, *k_norm;
 };
 

@@ -132,32 +132,39 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
         barrier.wait(threads);
         for (int i = 0; i < count; i++) {
             const Layer& layer = *layers[i];
-            norm(layer.attn_norm);
-            product(layer.qkv, share(panel_count(layer.qkv)), {normed, hidden_row, rows}, {qkv, qkv_row, false});
-            barrier.wait(threads);
-            char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
-            char* values = static_cast<char*>(call->values) + i * call->key_layer;
-            Attention a{s,       *call,  layer,       qkv,    qkv_row,      keys,  values,
-                        partial, chunks, own_queries, keys_t, chunk_values, scores};
-            s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads) : attend<float>(a, live.data(), thread, threads);
-            barrier.wait(threads);
-            Part joins = share(rows * s.heads);
-            for (int j = joins.first; j < joins.last; j++) {
-                int row = j / s.heads, head = j % s.heads;
-                join(a, row, head, chunk_count(live[row / call->seq]), attended + row * attended_row + head * s.dim);
+            Part own = share(panel_count(layer.down));  // of o too: both have the states as their outputs
+            if (layer.qkv.data) {
+                norm(layer.attn_norm);
+                product(layer.qkv, share(panel_count(layer.qkv)), {normed, hidden_row, rows}, {qkv, qkv_row, false});
+                barrier.wait(threads);
+                char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
+                char* values = static_cast<char*>(call->values) + i * call->key_layer;
+                Attention a{s,       *call,  layer,       qkv,    qkv_row,      keys,  values,
+                            partial, chunks, own_queries, keys_t, chunk_values, scores};
+                s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads)
+                          : attend<float>(a, live.data(), thread, threads);
+                barrier.wait(threads);
+                Part joins = share(rows * s.heads);
+                for (int j = joins.first; j < joins.last; j++) {
+                    int row = j / s.heads, head = j % s.heads;
+                    float* gathered = attended + row * attended_row + head * s.dim;
+                    join(a, row, head, chunk_count(live[row / call->seq]), gathered);
+                }
+                barrier.wait(threads);
+                product(layer.o, own, {attended, attended_row, rows}, {states, hidden_row, true});
+                barrier.wait(threads);
             }
-            barrier.wait(threads);
-            product(layer.o, share(panel_count(layer.o)), {attended, attended_row, rows}, {states, hidden_row, true});
-            barrier.wait(threads);
-            norm(layer.mlp_norm);
-            gate_up(layer, share(panel_count(layer.gate_up) / 2), {normed, hidden_row, rows}, both, active, active_row);
-            barrier.wait(threads);
-            Part down = share(panel_count(layer.down));
-            product(layer.down, down, {active, active_row, rows}, {states, hidden_row, true});
+            if (layer.gate_up.data) {
+                norm(layer.mlp_norm);
+                Part gated = share(panel_count(layer.gate_up) / 2);
+                gate_up(layer, gated, {normed, hidden_row, rows}, both, active, active_row);
+                barrier.wait(threads);
+                product(layer.down, own, {active, active_row, rows}, {states, hidden_row, true});
+            }
             // Rounded after each layer, so that a range cut in two gives what the whole gives.
             if (s.is_bf16)
                 for (int r = 0; r < rows; r++)
-                    for (int n = down.first * PANEL; n < down.last * PANEL; n++)
+                    for (int n = own.first * PANEL; n < own.last * PANEL; n++)
                         states[r * hidden_row + n] = to_float(to_bf16(states[r * hidden_row + n]));
             barrier.wait(threads);
         }

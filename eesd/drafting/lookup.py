@@ -1,0 +1,66 @@
+"""Prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): copies what followed the same tokens.
+
+The last n tokens are looked up in prompt and output, n from `max_ngram` down to 1, and what follows their first
+occurrence is the draft: the rule of Hugging Face's `prompt_lookup_num_tokens`, whose number of tokens is our controller
+`static`. Nothing is computed, so the draft ends where the copied text does.
+
+    lookup: {drafter: lookup, max_ngram: 2, controller: {name: static, k: 10}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt, Verified
+from eesd.models.transformer import Transformer
+
+
+@DRAFTERS.register("lookup")
+class LookupDrafter(Drafter):
+    """Copies the continuation of the first occurrence of the longest matching n-gram."""
+
+    def __init__(self, max_ngram: int) -> None:
+        self.max_ngram = max_ngram
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> LookupDrafter:
+        """Needs `max_ngram`, the longest sequence of tokens that is looked up."""
+        return cls(settings["max_ngram"])
+
+    def begin(self, prompt: Prompt) -> None:
+        """Index the prompt."""
+        self.tokens: list[int] = []
+        self.following: dict[tuple[int, ...], int] = {}  # where the text after the first occurrence of an n-gram begins
+        for token in prompt.tokens:
+            self._append(token)
+
+    def draft(self, chain: Draftable, pending: int, slot: int) -> None:
+        """Copy until the chain stops or the known text ends."""
+        self._append(pending)
+        start = self._match()
+        for token in self.tokens[start:] if start else ():
+            if chain.stop:
+                break
+            chain.copy(token)
+
+    def accept(self, verified: Verified) -> None:
+        """Index accepted tokens; the target's own comes with the next draft."""
+        for token in verified.drafted[: verified.accepted]:
+            self._append(token)
+
+    def _append(self, token: int) -> None:
+        """Add a settled token: only now the n-grams before it have a continuation."""
+        end = len(self.tokens)
+        for n in range(1, min(self.max_ngram, end) + 1):
+            self.following.setdefault(tuple(self.tokens[end - n :]), end)
+        self.tokens.append(token)
+
+    def _match(self) -> int | None:
+        """Where the text after the first occurrence of the longest known n-gram at the end begins."""
+        for n in range(min(self.max_ngram, len(self.tokens) - 1), 0, -1):
+            start = self.following.get(tuple(self.tokens[-n:]))
+            if start is not None:
+                return start
+        return None
