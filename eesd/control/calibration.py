@@ -19,7 +19,7 @@ from eesd.errors import EesdError
 
 
 class Calibration:
-    """Linear between breakpoints, constant beyond them. x strictly increasing, y non-decreasing, both in [0, 1]."""
+    """Linear between breakpoints, constant beyond them; x and y non-decreasing in [0, 1], equal x being a step."""
 
     def __init__(self, x: Sequence[float], y: Sequence[float]) -> None:
         if len(x) != len(y) or not x:
@@ -28,8 +28,8 @@ class Calibration:
             raise EesdError(
                 "A calibration maps [0, 1] to [0, 1], but has breakpoints outside. Calibrate the head again."
             )
-        if any(a >= b for a, b in pairwise(x)) or any(a > b for a, b in pairwise(y)):
-            raise EesdError("A calibration needs x strictly increasing and y non-decreasing. Calibrate the head again.")
+        if any(a > b for values in (x, y) for a, b in pairwise(values)):
+            raise EesdError("A calibration needs x and y that never decrease. Calibrate the head again.")
         self.x, self.y = list(map(float, x)), list(map(float, y))
 
     def __call__(self, confidence: float) -> float:

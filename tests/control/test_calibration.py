@@ -13,6 +13,8 @@ def test_linear_between_breakpoints_and_constant_beyond():
     found = [calibration(q) for q in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0)]
     assert found == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.6, 0.9])
     assert Calibration([0.5], [0.3])(0.9) == 0.3
+    step = Calibration([0.0, 0.5, 0.5, 1.0], [0.0, 0.2, 0.6, 1.0])
+    assert [step(q) for q in (0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.1, 0.6, 0.8, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,8 @@ def test_linear_between_breakpoints_and_constant_beyond():
         ([0.1, 0.2], [0.3], "as many x as y"),
         ([0.1, 1.2], [0.3, 0.4], r"\[0, 1\]"),
         ([0.1, float("nan")], [0.3, 0.4], r"\[0, 1\]"),
-        ([0.2, 0.1], [0.3, 0.4], "strictly increasing"),
-        ([0.1, 0.2], [0.4, 0.3], "non-decreasing"),
+        ([0.2, 0.1], [0.3, 0.4], "never decrease"),
+        ([0.1, 0.2], [0.4, 0.3], "never decrease"),
     ],
 )
 def test_bad_breakpoints_are_refused(x, y, message):

@@ -19,6 +19,7 @@ from tests.toys import ScriptedDrafter, exit_drafter, tiny_target
 
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7, 1], [9, 9, 8, 7]]
 LIMIT, K = 40, 6
+HEADS = {"plain": {}, "lens": {"lens": True}, "deep": {"lens": True, "deep": True}}
 FACTS = TraceFacts("toy", "w", "t", "d", "h", 2, "float32", K, "s", {"x": [0.0, 0.5, 1.0], "y": [0.05, 0.6, 0.95]})
 SETTINGS = [
     *({"name": name, **({"k": 3} if name == "static" else {"k_max": K})} for name in CONTROLLERS.names()),
@@ -64,15 +65,14 @@ def recorded(target, drafters: list[Drafter], eos) -> Trace:
 
 
 def drafters_of(kind: str, target) -> list[Drafter]:
-    if kind in ("paper", "deep"):
-        deep = kind == "deep"
-        return [exit_drafter(target, exit_layer=2, rows=40, lens=deep, deep=deep)] * len(PROMPTS)
+    if kind in HEADS:
+        return [exit_drafter(target, exit_layer=2, rows=40, **HEADS[kind])] * len(PROMPTS)
     beyond = [generate(target, prompt, max_new_tokens=LIMIT + K).tokens for prompt in PROMPTS]
     kinds = {"stumbling": Stumbling, "brief": Brief}
     return [kinds[kind](prompt, text) for prompt, text in zip(PROMPTS, beyond, strict=True)]
 
 
-@pytest.fixture(scope="module", params=["paper", "deep", "stumbling", "brief"])
+@pytest.fixture(scope="module", params=[*HEADS, "stumbling", "brief"])
 def case(request):
     target = tiny_target(seed=3)
     # A token that ends one of the outputs early, inside what may be an accepted draft.
