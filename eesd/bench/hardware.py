@@ -30,6 +30,7 @@ from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
 from eesd.models.engine import attach_engine, bfloat16_exact
+from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target
 from eesd.models.shapes import SHAPES, random_module, random_target
 from eesd.models.transformer import Layer, Transformer
@@ -109,7 +110,7 @@ def measure_hardware(
         "matmul_flops_per_s": matmul,
         "controller_step_s": controller_step(),
         "queued_draft_steps": _calls(target.device, True),
-        "capture_s": engine.capture_s,
+        "capture_s": GraphEngine.capture_s,
         "peak_memory_bytes": peak,
         "versions": facts.versions(),
         "commit": facts.commit(),

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from eesd.models.engine import Engine
-    from eesd.models.graphs import GraphEngine
+from eesd.models.graphs import GraphEngine
 
 PARTS = ("prefill", "draft", "verify", "control", "other")
 
@@ -35,18 +33,17 @@ class Mark(NamedTuple):
 class Clock:
     """Started when made. Capturing graphs, which a longer run would not notice, is left out of all counts."""
 
-    def __init__(self, device: torch.device, engine: Engine | GraphEngine | None = None) -> None:
-        self.device, self.engine = device, engine
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.marks = [self._mark()]
         self.parts: list[str | None] = []  # what lies between two marks; None: nothing that counts
 
     def _mark(self) -> Mark:
-        captured_s = self.engine.capture_s if self.engine else 0.0
         if self.device.type != "cuda":
-            return Mark(perf_counter(), captured_s)
+            return Mark(perf_counter(), GraphEngine.capture_s)
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
-        return Mark(event, captured_s)
+        return Mark(event, GraphEngine.capture_s)
 
     def lap(self, part: str) -> None:
         """Book the time since the last lap on `part`."""

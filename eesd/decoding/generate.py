@@ -78,7 +78,7 @@ def generate(
         controller.reset(seed)
     if cache is None or cache.capacity < len(prompt) + max_new_tokens:
         cache = target.new_cache(len(prompt) + max_new_tokens)
-    clock = Clock(target.device, target.engine)
+    clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
     logits = _prefill(target, prompt, cache, drafter)
     first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))

@@ -130,7 +130,6 @@ class Engine:
 
     def __init__(self, library: ctypes.PyDLL | None, name: str, reason: str = "") -> None:
         self.library, self.name, self.reason = library, name, reason
-        self.capture_s = 0.0  # only graphs are captured
         self.panel = library.eesd_panel() if library else 0
         self._arena = Arena()
         self._angles: tuple[Any, Tensor, Tensor] | None = None

@@ -11,7 +11,7 @@ and angles and mask follow from it. Inside run the same layers as everywhere (`t
 
 Calls that are not for graphs run in plain torch: more than FEW_QUERIES tokens (prompts), batches, trees, no cache,
 autograd on, or weights that have moved since they were packed. Weights changed in place need nothing: a graph reads
-them where they lie. Capturing takes no part in the times of decoding: `capture_s` counts its seconds.
+them where they lie. Capturing takes no part in the times of decoding: `GraphEngine.capture_s` counts its seconds.
 
 Rules of capture: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import getitem
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,10 +154,10 @@ class GraphEngine:
     """Captures graphs as they are first needed; an object of its own for every target."""
 
     reason = ""
+    capture_s: ClassVar[float] = 0.0  # seconds that this process has spent capturing, for whatever model
 
     def __init__(self, backend: Rerun, device: torch.device) -> None:
         self.backend, self.device, self.name = backend, device, backend.name
-        self.capture_s = 0.0
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
         self._lock = threading.Lock()
@@ -261,7 +261,7 @@ class GraphEngine:
                 "the GPU or shorten the context; EESD_ENGINE=torch in the environment decodes without graphs."
             ) from error
         self.backend.wait()
-        self.capture_s += perf_counter() - began
+        GraphEngine.capture_s += perf_counter() - began
         self._graphs[key] = Graph(replay, [layer.packed for layer in layers], angles)
         while len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
