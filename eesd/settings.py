@@ -308,15 +308,16 @@ def cost_path(model: str) -> str:
     return f"{RESOURCES}/hardware/{model}.json"
 
 
-def cost_files(config: Config, model: str, group: str) -> list[str]:
-    """Cost tables that the controllers of a group decide by."""
-    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
-    return sorted({method["costs"] for method in methods if "costs" in method})
-
-
 def skips_path(model: str, skips: str) -> str:
     """File of a found set of sublayers."""
     return f"results/skips/{model}/{skips}.json"
+
+
+def method_files(config: Config, model: str, group: str) -> list[str]:
+    """Cost tables, assistant models and found sets of sublayers that the methods of a group read."""
+    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
+    keys = ("costs", "assistant_path", "skips_path")
+    return sorted({method[key] for method in methods for key in keys if key in method})
 
 
 def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -347,12 +348,6 @@ def used_heads(config: Config, groups: Iterable[str]) -> list[str]:
     methods = {method for group in groups for method in config["groups"][group]["methods"]}
     used = {config["methods"][method]["head"] for method in methods}
     return [head for head in config["heads"] if head in used]
-
-
-def drafter_files(config: Config, model: str, group: str) -> list[str]:
-    """Assistant models and found sets of sublayers that the drafters of a group read."""
-    methods = [resolve_method(config, model, method) for method in config["groups"][group]["methods"]]
-    return sorted({method[key] for method in methods for key in ("assistant_path", "skips_path") if key in method})
 
 
 def model_inputs(config: Config, model: str) -> list[str]:

@@ -18,11 +18,10 @@ from eesd.settings import (
     bench_cells,
     complete,
     controller_files,
-    cost_files,
     data_inputs,
-    drafter_files,
     load_config,
     merge,
+    method_files,
     model_inputs,
     resolve_bench,
     resolve_corpus,
@@ -185,11 +184,11 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     made = load_config([overlay(tmp_path, text.format("cost_ts", "null"))])
     assert resolve_method(made, MODEL, "one")["costs"] == f"resources/hardware/{MODEL}.json"
     made["groups"]["main"]["methods"].append("one")
-    assert cost_files(made, MODEL, "main") == [f"resources/hardware/{MODEL}.json"]
+    assert method_files(made, MODEL, "main") == [f"resources/hardware/{MODEL}.json"]
     assert [Path(path).stem for path in controller_files(made, "main")] == ["base", "cost_aware", "static", "thompson"]
     own = load_config([overlay(tmp_path, text.format("cost_ts", "a100.json"))])
     assert resolve_method(own, MODEL, "one")["costs"] == "a100.json"
-    assert cost_files(load_config(), MODEL, "main") == []
+    assert method_files(load_config(), MODEL, "main") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
 
@@ -221,9 +220,9 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
         groups: {assisted: {methods: [vanilla, small]}}"""
     config = load_config([overlay(tmp_path, text)])
     assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
-    assert drafter_files(config, MODEL, "assisted") == ["resources/models/tiny"]
-    assert drafter_files(config, MODEL, "main") == []
-    assert drafter_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
+    assert method_files(config, MODEL, "assisted") == ["resources/models/tiny"]
+    assert method_files(config, MODEL, "main") == []
+    assert method_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
 
 
 def test_run_lists_choose(tmp_path: Path):

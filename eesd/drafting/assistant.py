@@ -64,24 +64,27 @@ class AssistantDrafter(Drafter):
         self.unseen: list[int] = []  # settled tokens that the assistant has not read yet
         self.follows = len(prompt.tokens) <= self.assistant.config.max_positions and max(prompt.tokens) < self.rows
         if self.follows:
-            self._read(list(prompt.tokens), 0)
+            self._read(torch.tensor([prompt.tokens], device=self.assistant.device), 0)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """One pass of the whole assistant for every drafted token."""
-        self.last = pending
         self.follows = self.follows and pending < self.rows
-        while self.follows and not chain.stop and slot < self.assistant.config.max_positions:
-            fresh, self.unseen = [*self.unseen, self.last], []
-            hidden = self._read(fresh, slot + 1 - len(fresh))
+        self.unseen.append(pending)
+        if not self.follows or chain.stop:
+            return
+        # Filled on the device: copying numbers there would wait for it.
+        fresh = torch.cat([torch.full((1, 1), token, device=self.assistant.device) for token in self.unseen], 1)
+        self.unseen = []
+        while not chain.stop and slot < self.assistant.config.max_positions:
+            hidden = self._read(fresh, slot + 1 - fresh.shape[1])
             logits = self.assistant.logits(hidden[0, -1])[: self.rows]
-            self.last, slot = chain.extend(logits, self.vocabulary), slot + 1
+            fresh, slot = chain.extend(logits, self.vocabulary).view(1, 1), slot + 1
 
     def accept(self, verified: Verified) -> None:
         """The last token of a draft is the one the assistant has not read; it matters only if it was accepted."""
-        if verified.accepted == len(verified.drafted):
-            self.unseen.append(self.last)
+        if verified.drafted and verified.accepted == len(verified.drafted):
+            self.unseen.append(verified.drafted[-1])
 
-    def _read(self, tokens: list[int], slot: int) -> torch.Tensor:
-        """Run tokens at cache slots from `slot` on through all layers; final states [1, n, hidden]."""
-        ids = torch.tensor([tokens], device=self.assistant.device)
-        return self.assistant.run(self.assistant.embed(ids), slice(None), self.cache, slot)
+    def _read(self, tokens: torch.Tensor, slot: int) -> torch.Tensor:
+        """Run tokens [1, n] at cache slots from `slot` on through all layers; final states [1, n, hidden]."""
+        return self.assistant.run(self.assistant.embed(tokens), slice(None), self.cache, slot)

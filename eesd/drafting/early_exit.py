@@ -39,9 +39,9 @@ class EarlyExitDrafter(Drafter):
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and the full head for every drafted token."""
-        states, token = [], pending
+        # Filled on the device: copying a number there would wait for it.
+        states, token = [], torch.full((1, 1), pending, device=self.target.device)
         while not chain.stop:
-            tokens = torch.tensor([[token]], device=self.target.device)
-            states.append(self.target.run(self.target.embed(tokens), slice(0, self.exit_layer), self.cache, slot))
-            token, slot = chain.extend(self.target.logits(states[-1][0, -1])), slot + 1
+            states.append(self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.cache, slot))
+            token, slot = chain.extend(self.target.logits(states[-1][0, -1])).view(1, 1), slot + 1
         return torch.cat(states, 1) if states else None

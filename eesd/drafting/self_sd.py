@@ -1,6 +1,6 @@
 """Self-speculative decoding (Draft & Verify, arXiv 2309.08168): the target drafts for itself without some sublayers.
 
-    self_sd: {drafter: self_sd, skips: default, controller: {name: static, k: 4}}
+    self_sd: {drafter: self_sd, skips: default, controller: {name: draft_verify}}
 
 Attention and MLP sublayers are left out separately; which ones is searched once for a model (`eesd skips`). A draft
 step looks at the keys and values of the whole target for settled tokens, and writes its own, cheaper ones behind them
@@ -71,8 +71,8 @@ class SelfSDDrafter(Drafter):
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """One pass of the remaining sublayers for every drafted token."""
-        target, token = self.target, pending
+        # Filled on the device: copying a number there would wait for it.
+        target, token = self.target, torch.full((1, 1), pending, device=self.target.device)
         while not chain.stop:
-            states = target.embed(torch.tensor([[token]], device=target.device))
-            states = run_layers(self.layers, target.rotary, states, self.caches, slot)
-            token, slot = chain.extend(target.logits(states[0, -1])), slot + 1
+            states = run_layers(self.layers, target.rotary, target.embed(token), self.caches, slot)
+            token, slot = chain.extend(target.logits(states[0, -1])).view(1, 1), slot + 1

@@ -130,6 +130,10 @@ class Recorded:
         """Whether the layer still has these weights (not after `.to()` or a new parameter)."""
         return list(map(Tensor.data_ptr, map(getitem, self.owners, self.names))) == self.addresses
 
+    def keeping(self, attention: bool, mlp: bool) -> Recorded:
+        """The same weights for a layer without some of its sublayers, which has graphs of its own."""
+        return replace(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled layer is not packed
 

@@ -11,8 +11,7 @@ rule bench_group:
         model="resources/models/{model}",
         heads=lambda wildcards: head_files(wildcards.model, [wildcards.group], "head.safetensors"),
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
-        costs=lambda wildcards: settings.cost_files(config, wildcards.model, wildcards.group),
-        drafters=lambda wildcards: settings.drafter_files(config, wildcards.model, wildcards.group),
+        others=lambda wildcards: settings.method_files(config, wildcards.model, wildcards.group),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
             *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts")],
