@@ -1,6 +1,6 @@
 """Progress for people: a tqdm bar on a terminal, a plain line every half minute anywhere else (logs, pipes).
 
-with progress("train exit4", total=1200, unit="step") as bar:
+with progress("train deep4", total=1200, unit="step") as bar:
     bar.set_postfix(loss=1.23)
     bar.update()
 """

@@ -56,12 +56,12 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("run: {groups: []}", "run.groups: [] should be non-empty"),
         ("run: 3", "run: expected object, found 3"),
         ("corpora: {default: {tasks: [asdvi]}}", "corpora.default.tasks: Unknown task 'asdvi'"),
-        ("heads: {exit4: {corpus: defualt}}", "Unknown corpus 'defualt'. Did you mean 'default'?"),
-        ("heads: {exit4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
-        ("heads: {exit4: {vocab_rows: half}}", "heads.exit4.vocab_rows: 'half' does not match"),
+        ("heads: {deep4: {corpus: defualt}}", "Unknown corpus 'defualt'. Did you mean 'default'?"),
+        ("heads: {deep4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
+        ("heads: {deep4: {vocab_rows: half}}", "heads.deep4.vocab_rows: 'half' does not match"),
         ("heads: {../up: {}}", "the name '../up' is not usable"),
         ("heads: {4: {}}", "heads: the name 4 is no text"),
-        ("methods: {eesd: {head: exit5}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
+        ("methods: {eesd: {head: deep5}}", "Unknown head 'deep5'. Did you mean 'deep4'?"),
         ("methods: {eesd: {head: null}}", "drafter exit_head needs the key head"),
         ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
         ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
@@ -91,7 +91,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("replays: {steps: {group: mian}}", "replays.steps.group: Unknown group 'mian'. Did you mean 'main'?"),
         ("replays: {steps: {group: sampled}}", "'sampled' samples, and only greedy outputs can be replayed"),
         ("replays: {steps: {tasks: [gsm8k]}}", "Unknown task of group main 'gsm8k'"),
-        ("replays: {steps: {heads: [exit5]}}", "Unknown head 'exit5'. Did you mean 'exit4'?"),
+        ("replays: {steps: {heads: [deep5]}}", "Unknown head 'deep5'. Did you mean 'deep4'?"),
         ("replays: {steps: {figure: replay_step}}", "Did you mean 'replay_steps'?"),
         ("replays: {steps: {controllers: [{name: beta}]}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("replays: {steps: {controllers: [{name: static, grid: {k: 3}}]}}", "grid.k of a replayed controller must be"),
@@ -168,7 +168,7 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     config = load_config()
     assert resolve_method(config, MODEL, "vanilla") == {}
     method = resolve_method(config, MODEL, "eesd")
-    assert (method["head"], method["head_path"]) == ("exit4", f"results/heads/{MODEL}/exit4")
+    assert (method["head"], method["head_path"]) == ("deep4", f"results/heads/{MODEL}/deep4")
     assert method["controller"]["name"] == "beta_ts"
     assert method["controller"]["prior"] == [1.0, 1.0]
     assert resolve_method(config, MODEL, "hf_lookup") == {
@@ -180,7 +180,7 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
 
 
 def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
-    text = "methods: {{one: {{drafter: exit_head, head: exit4, controller: {{name: {}}}, costs: {}}}}}"
+    text = "methods: {{one: {{drafter: exit_head, head: deep4, controller: {{name: {}}}, costs: {}}}}}"
     made = load_config([overlay(tmp_path, text.format("cost_ts", "null"))])
     assert resolve_method(made, MODEL, "one")["costs"] == f"resources/hardware/{MODEL}.json"
     made["groups"]["main"]["methods"].append("one")
@@ -199,7 +199,7 @@ def test_bench_settings_are_complete_plain_and_reach_nothing_else():
     assert json.loads(json.dumps(settings)) == settings
     assert settings["dtype"] == "bfloat16"
     assert list(settings["methods"]) == ["vanilla", "hf_generate", "static_k4", "eesd"]
-    config["heads"]["exit4"]["epochs"] = 99
+    config["heads"]["deep4"]["epochs"] = 99
     config["groups"]["main"]["prompts"] = 99
     assert resolve_bench(config, MODEL, "xsum", "bfloat16") == settings
 

@@ -1,6 +1,6 @@
 """Head cards: the JSON file beside each trained head, read into the rows of heads.csv.
 
-head_records(["results/heads/smollm2-135m/exit4/card.json"])[0]["top1_agreement"]      # 0.45
+head_records(["results/heads/smollm2-135m/deep4/card.json"])[0]["top1_agreement"]      # 0.45
 """
 
 from __future__ import annotations

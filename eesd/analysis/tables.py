@@ -1,6 +1,6 @@
 """Tables: everything that is reported, computed from rows and head cards, as tidy CSV.
 
-    tables = write_tables(["results/bench/m/asdiv/main.jsonl"], ["results/heads/m/exit4/card.json"], "results/tables")
+    tables = write_tables(["results/bench/m/asdiv/main.jsonl"], ["results/heads/m/deep4/card.json"], "results/tables")
 
 | file              | one row for each                                    |
 |-------------------|-----------------------------------------------------|

@@ -1,6 +1,6 @@
 """What a draft probability is worth: P(accept | max q), piecewise linear, as fitted on held-out prompts of a head.
 
-    calibration = calibration_of(card, "results/heads/smollm2-135m/exit4/card.json")
+    calibration = calibration_of(card, "results/heads/smollm2-135m/deep4/card.json")
     calibration(0.9)      # 0.81: of the tokens drafted with max q = 0.9 the target accepts 81 %
 
 A trained head's card holds it under `calibration`: {"x": [max q ...], "y": [P(accept) ...]}, an isotonic regression

@@ -1,7 +1,7 @@
 """Training a draft head on a self-generated corpus.
 
     python -m eesd train --model resources/models/smollm2-135m --corpus results/corpus/smollm2-135m/default \
-        --settings '{"exit_layer": 4, "vocab_rows": 8192, ...}' --out results/heads/smollm2-135m/exit4
+        --settings '{"exit_layer": 4, "vocab_rows": 8192, ...}' --out results/heads/smollm2-135m/deep4
 
 The head starts from the target's own layers, norm and output rows (eesd/distill/heads.py) and is trained along the
 corpus; the target stays frozen. Checkpoints in `<out>.work/` make an interrupted run go on.

@@ -1,6 +1,6 @@
 """replay.csv: every controller setting on every trace, timed with every cost table, beside the oracle.
 
-    python -m eesd replay results/traces/smollm2-135m/asdiv/exit4.safetensors \
+    python -m eesd replay results/traces/smollm2-135m/asdiv/deep4.safetensors \
         --costs resources/hardware/smollm2-135m.json --out results/tables/replay.csv \
         --settings '{"controllers": [{"name": "static", "grid": {"k": [1, 2, 4, 8]}}, {"name": "beta_ts"}], "seeds": 3}'
 
