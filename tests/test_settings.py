@@ -188,7 +188,7 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert [Path(path).stem for path in controller_files(made, "main")] == ["base", "cost_aware", "static", "thompson"]
     own = load_config([overlay(tmp_path, text.format("cost_ts", "a100.json"))])
     assert resolve_method(own, MODEL, "one")["costs"] == "a100.json"
-    assert method_files(load_config(), MODEL, "main") == []
+    assert method_files(load_config(), MODEL, "bfloat16") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
 
@@ -221,7 +221,7 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
     config = load_config([overlay(tmp_path, text)])
     assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
     assert method_files(config, MODEL, "assisted") == ["resources/models/tiny"]
-    assert method_files(config, MODEL, "main") == []
+    assert method_files(config, MODEL, "bfloat16") == []
     assert method_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
 
 
