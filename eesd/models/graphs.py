@@ -122,10 +122,6 @@ class Recorded:
         addresses = [weight.data_ptr() for weight in weights]
         return cls(engine, weights, addresses, [owner for owner, _ in found], [name for _, name in found])
 
-    def keeping(self, attention: bool, mlp: bool) -> Recorded:
-        """For the same layer without some sublayers: a key of its own, so that it gets graphs of its own."""
-        return replace(self)
-
     def in_place(self) -> bool:
         """Whether the layer still has these weights (not after `.to()` or a new parameter)."""
         return list(map(Tensor.data_ptr, map(getitem, self.owners, self.names))) == self.addresses
