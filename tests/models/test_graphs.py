@@ -14,7 +14,10 @@ from torch import Tensor
 
 from eesd.control import make_controller
 from eesd.decoding.generate import generate
+from eesd.drafting.assistant import AssistantDrafter
+from eesd.drafting.early_exit import EarlyExitDrafter
 from eesd.drafting.exit_head import ExitHeadDrafter
+from eesd.drafting.self_sd import SelfSDDrafter, Skips
 from eesd.errors import EesdError
 from eesd.models import graphs
 from eesd.models.engine import attach_engine, make_engine
@@ -297,22 +300,37 @@ def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
             chain.read(best)
 
 
-@pytest.mark.parametrize("method", ["vanilla", "static"])
-def test_one_read_a_round(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, drafter = tiny_target(), exit_drafter(tiny_target(), 2, 20)
-    attach_engine(target, "graphs").pack(drafter.head.layer)
-    reads = []
-    for name in ("tolist", "item", "__int__", "__float__", "__bool__", "__index__", "numpy", "cpu"):
-        original = getattr(Tensor, name)
+DRAFTERS = {
+    "vanilla": lambda target: None,
+    "exit_head": lambda target: exit_drafter(target, 2, 20),
+    "early_exit": lambda target: EarlyExitDrafter(2),
+    "self_sd": lambda target: SelfSDDrafter(target, Skips({1, 2}, {3})),
+    "assistant": lambda target: AssistantDrafter(tiny_target(seed=1), target),
+}
 
-        def counted(*args, original=original, name=name):
-            reads.append(name)
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_one_read_a_round(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target()
+    options = {"drafter": DRAFTERS[name](target), "controller": make_controller({"name": "static"})}
+    options = {} if name == "vanilla" else options
+    expected = generate(target, PROMPT, max_new_tokens=30, **options)
+    attach_engine(target, "graphs")
+    options = {**options, "drafter": DRAFTERS[name](target)} if options else {}
+    if name == "exit_head":
+        options["drafter"].head.pack(target.engine)
+    reads = []
+    for method in ("tolist", "item", "__int__", "__float__", "__bool__", "__index__", "numpy", "cpu"):
+        original = getattr(Tensor, method)
+
+        def counted(*args, original=original, method=method):
+            reads.append(method)
             return original(*args)
 
-        monkeypatch.setattr(Tensor, name, counted)
-    options = {} if method == "vanilla" else {"drafter": drafter, "controller": make_controller({"name": "static"})}
+        monkeypatch.setattr(Tensor, method, counted)
     found = generate(target, PROMPT, max_new_tokens=30, **options)
     assert reads == ["__int__", *["tolist"] * len(found.rounds)]
+    assert (found.tokens, found.rounds) == (expected.tokens, expected.rounds)
 
 
 def test_cuda_graphs_are_captured_as_torch_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
