@@ -51,12 +51,22 @@ RC = {
 METADATA = {"pdf": {"CreationDate": None}, "png": {}, "svg": {"Date": None}}
 
 # Okabe-Ito, which stays apart for colour-blind readers. Names that are not here get one of OTHERS by their own hash.
-METHOD_COLORS = {"vanilla": "#7f7f7f", "hf_generate": "#b0a58f", "eesd": "#d55e00"}
+METHOD_COLORS = {
+    "vanilla": "#7f7f7f",
+    "hf_generate": "#b0a58f",
+    "eesd": "#d55e00",
+    "eesd_paper": "#cc79a7",
+    "eesd_cali": "#e69f00",
+    "eesd_cost": "#009e73",
+}
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#332288", "#882255", "#999933")
 PART_COLORS = {"prefill": "#bbbbbb", "draft": "#e69f00", "verify": "#0072b2", "control": "#d55e00", "other": "#56b4e9"}
 METHOD_LABELS = {
     "hf_generate": "HF generate",
-    "eesd": "EESD",
+    "eesd": "EESD, Beta-TS",
+    "eesd_paper": "EESD, paper's layer",
+    "eesd_cali": "EESD, Cali-TS",
+    "eesd_cost": "EESD, Cost-TS",
     "lookup": "prompt lookup",
     "hf_lookup": "HF prompt lookup",
 }
