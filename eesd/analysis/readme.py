@@ -75,8 +75,9 @@ def _agreement(table: pd.DataFrame) -> str:
     for head, rows in table[table["position"] == 1].groupby("head"):
         found = ", ".join(f"{task_label(row.task)} {row.top1_agreement:.2f}" for row in rows.itertuples())
         first = rows.iloc[0]
+        where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
         sentences.append(
-            f"Held-out top-1 agreement of head `{head}` (layer {first.exit_layer}, {first.train_tokens:,} training "
+            f"Held-out top-1 agreement of head `{head}` ({where}, {first.train_tokens:,} training "
             f"tokens) with the target: {found}."
         )
     return "\n".join(sentences)

@@ -69,6 +69,7 @@ METHOD_LABELS = {
     "eesd_cost": "EESD, Cost-TS",
     "lookup": "prompt lookup",
     "hf_lookup": "HF prompt lookup",
+    "medusa": "Medusa",
 }
 TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
 BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}

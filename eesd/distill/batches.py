@@ -22,13 +22,14 @@ from eesd.models.transformer import Transformer
 class Batch:
     """`batch` traces of at most `seq` + 1 tokens; position i has seen token i and predicts token i + 1.
 
-    states [batch, seq, hidden]: after the exit layer. final [batch, seq, hidden]: the target's, normalised.
+    states [batch, seq, hidden]: after the exit layer, None for heads without one. final [batch, seq, hidden]: the
+    target's, normalised.
     context [batch, seq, hidden]: `final` one position before, zero at the start. first: no generated token is predicted
     before this position. begins, ends [batch]: the first position that predicts a generated token, and one past the
     last. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the next one) hold nothing elsewhere.
     """
 
-    states: Tensor
+    states: Tensor | None
     final: Tensor
     context: Tensor
     first: int
@@ -40,21 +41,23 @@ class Batch:
 
     def predicting(self, depth: int) -> Tensor:
         """Where a prediction counts as the `depth`-th (1 ..) drafted token of a round: [batch, seq] booleans."""
-        positions = torch.arange(self.states.shape[1], device=self.states.device)
+        positions = torch.arange(self.final.shape[1], device=self.final.device)
         return (positions >= self.begins[:, None] + depth - 1) & (positions < self.ends[:, None])
 
 
 def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) -> Batch:
-    """Pad, move to the target's device, widen to its type."""
+    """Pad, move to the target's device, widen to its type. exit_layer 0: without states of one."""
     device, depth = target.device, target.config.num_layers
     lengths = [len(trace.tokens) - 1 for trace in traces]
     shape = (len(traces), max(lengths))
-    states, final = (torch.zeros(*shape, target.config.hidden_size, device=device) for _ in range(2))
+    final = torch.zeros(*shape, target.config.hidden_size, device=device)
+    states = torch.zeros_like(final) if exit_layer else None
     top = traces[0].teacher_ids.shape[1]
     ids, probs = torch.zeros(*shape, top, dtype=torch.long), torch.zeros(*shape, top)
     tokens = torch.zeros(shape, dtype=torch.long)
     for row, (trace, length) in enumerate(zip(traces, lengths, strict=True)):
-        states[row, :length] = trace.states[exit_layer]
+        if states is not None:
+            states[row, :length] = trace.states[exit_layer]
         final[row, :length] = trace.states[depth]
         begin = trace.prompt_tokens - 1
         ids[row, begin:length] = trace.teacher_ids

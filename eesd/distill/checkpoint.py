@@ -51,6 +51,7 @@ def load_checkpoint(
     state["state"] = {
         i: {"step": torch.tensor(float(step)), **{moment: tensors[f"{moment}.{i}"] for moment in MOMENTS}}
         for i in range(count)
+        if f"exp_avg.{i}" in tensors  # a head that no text was long enough for has not been trained yet
     }
     optimiser.load_state_dict(state)
     return step, float(facts["seconds"])

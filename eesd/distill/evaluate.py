@@ -26,15 +26,16 @@ BATCH = 8
 def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
     """Agreement with the target's greedy choice, rolled out as in decoding along the text.
 
-    top1 and expected_acceptance (sum_x min(p, q)) by draft position 1 .. 6, over `positions` first drafted tokens;
-    chain_length: drafted tokens, of 8, that match before the first miss, over rounds with 8 tokens to come.
+    top1 and expected_acceptance (sum_x min(p, q)) by draft position, of at most 6, over `positions` first drafted
+    tokens; chain_length: drafted tokens, of at most 8, that match before the first miss, over rounds with 8 tokens to
+    come.
     """
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
     for part in in_order(traces, BATCH):
-        batch = make_batch(part, student.settings["exit_layer"], student.target)
+        batch = make_batch(part, student.exit_layer, student.target)
         alive = None
-        positions = torch.arange(batch.states.shape[1], device=student.target.device)
+        positions = torch.arange(batch.final.shape[1], device=student.target.device)
         for step, (where, logits) in enumerate(student.predictions(batch, CHAIN)):
             rows = student.rows[batch.teacher_ids[where]]
             right = torch.zeros_like(where)
@@ -62,7 +63,7 @@ def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tens
     """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
     found = []
     for part in in_order(traces, BATCH):
-        batch = make_batch(part, student.settings["exit_layer"], student.target)
+        batch = make_batch(part, student.exit_layer, student.target)
         alive = None
         for where, logits in student.predictions(batch, POSITIONS):
             right = torch.zeros_like(where)

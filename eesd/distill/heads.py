@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eesd.distill.batches import Batch
@@ -19,6 +20,7 @@ from eesd.distill.lens import fit_lens
 from eesd.distill.record import Trace
 from eesd.distill.rollout import rollout
 from eesd.drafting.exit_head import ExitHead
+from eesd.drafting.medusa import MedusaHeads
 from eesd.errors import EesdError, unknown
 from eesd.models.transformer import Transformer
 
@@ -26,17 +28,29 @@ INITS = ("last", "same", "lens")
 
 
 class Student(ABC):
-    """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all)."""
+    """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all).
+
+    init, context: as in the head's card. tied: name of the output head's weight, which is not stored when it is tied.
+    """
 
     module: nn.Module
     vocabulary: Tensor | None
     depth: int  # drafted tokens that training rolls out
+    init: str
+    context: str
+    tied: str
 
     def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
         self.settings, self.target = settings, target
+        self.exit_layer = self.exits_after(settings)
         vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
         self.rows = row_of_token(self.vocabulary, target.config.vocab_size, target.device)
+
+    @classmethod
+    def exits_after(cls, settings: Mapping[str, Any]) -> int:
+        """The layer whose states such a head reads; 0: none, only the final ones."""
+        return 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -54,24 +68,33 @@ class Student(ABC):
         """For every depth of a draft: where its predictions count [batch, seq], and logits [n, rows] there."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored: bfloat16 halves the bytes that every draft step reads."""
-        return {
+        """What is stored: bfloat16 halves the bytes that every draft step reads.
+
+        A tied output head is read from the target instead.
+        """
+        stored = {
             name: (tensor if name == "token_ids" else tensor.bfloat16()).contiguous()
             for name, tensor in self.module.state_dict().items()
         }
+        if self.settings["output_head"] == "tied":
+            del stored[self.tied]
+        return stored
 
 
 class ExitStudent(Student):
     """One transformer layer behind the target's first N (`exit_layer`), as `init`, `context` and `output_head` say."""
 
+    tied = "head.weight"
+
     def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
         super().__init__(settings, target, traces)
-        init, deep = settings["init"], settings["context"] == "verified"
+        self.init, self.context = settings["init"], settings["context"]
+        init, deep = self.init, self.context == "verified"
         if init not in INITS:
             raise unknown("init", init, INITS)
         self.depth = settings["depth"] if deep else 1
         self.module = head = ExitHead(target.config, self.vocabulary, init == "lens", deep).to(target.device)
-        source = target.layers[-1 if init == "last" else settings["exit_layer"]]
+        source = target.layers[-1 if init == "last" else self.exit_layer]
         head.layer.load_state_dict(source.state_dict())
         head.norm.load_state_dict(target.norm.state_dict())
         head.head.load_state_dict({"weight": self.head_rows})
@@ -80,10 +103,15 @@ class ExitStudent(Student):
             if deep:
                 head.fuse.weight.zero_()
             if init == "lens":
-                weight, bias = fit_lens(traces, settings["exit_layer"], target, deep)
+                weight, bias = fit_lens(traces, self.exit_layer, target, deep)
                 head.estimate.weight.zero_()
                 head.estimate.weight[:, : weight.shape[1]] = weight
                 head.estimate.bias.copy_(bias)
+
+    @classmethod
+    def exits_after(cls, settings: Mapping[str, Any]) -> int:
+        """Its exit layer."""
+        return settings["exit_layer"]
 
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
@@ -98,24 +126,50 @@ class ExitStudent(Student):
             else:  # without deep context every depth predicts the same
                 yield where, logits[where[batch.predicting(1)]]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """A tied output head is not stored: it is read from the target."""
-        stored = super().tensors()
-        if self.settings["output_head"] == "tied":
-            del stored["head.weight"]
-        return stored
+
+class MedusaStudent(Student):
+    """`medusa_heads` heads on the target's final state, each starting as the target's own output head."""
+
+    init, context, tied = "output", "verified", "outputs.0.weight"
+
+    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
+        super().__init__(settings, target, traces)
+        self.depth, tied = settings["medusa_heads"], settings["output_head"] == "tied"
+        config = target.config
+        self.module = heads = MedusaHeads(config.hidden_size, config.vocab_size, self.vocabulary, self.depth, tied)
+        heads.to(target.device)
+        for block in heads.blocks:
+            nn.init.zeros_(block.weight)
+            nn.init.zeros_(block.bias)
+        for output in heads.outputs:
+            output.load_state_dict({"weight": self.head_rows})
+        heads.outputs.requires_grad_(not tied)
+
+    def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of at most as many depths as there are heads."""
+        states = batch.context
+        for head in range(min(depth, self.depth)):
+            where = batch.predicting(head + 1)
+            yield where, self.module.logits(states[where], head)
+            # The next token of the same round lies one position further from the state that all heads read.
+            states = F.pad(states[:, :-1], (0, 0, 1, 0))
 
 
-STUDENTS: dict[str, type[Student]] = {"exit_layer": ExitStudent}
+STUDENTS: dict[str, type[Student]] = {"exit_layer": ExitStudent, "medusa": MedusaStudent}
+
+
+def student_kind(settings: Mapping[str, Any]) -> type[Student]:
+    """The class that trains heads of the kind that these settings name."""
+    if settings["kind"] not in STUDENTS:
+        raise unknown("kind of head", settings["kind"], STUDENTS)
+    return STUDENTS[settings["kind"]]
 
 
 def make_student(settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> Student:
     """The untrained head that these settings describe."""
-    if settings["kind"] not in STUDENTS:
-        raise unknown("kind of head", settings["kind"], STUDENTS)
     if not traces:
         raise EesdError("The corpus has no training traces. Raise its train_answers.")
-    return STUDENTS[settings["kind"]](settings, target, traces)
+    return student_kind(settings)(settings, target, traces)
 
 
 def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:

@@ -3,7 +3,7 @@
     python -m eesd train --model resources/models/smollm2-135m --corpus results/corpus/smollm2-135m/default \
         --settings '{"exit_layer": 4, "vocab_rows": 8192, ...}' --out results/heads/smollm2-135m/deep4
 
-The head starts from the target's own layers, norm and output rows (eesd/distill/heads.py) and is trained along the
+The head starts from the target's own weights (eesd/distill/heads.py) and is trained along the
 corpus; the target stays frozen. Checkpoints in `<out>.work/` make an interrupted run go on.
 """
 
@@ -26,7 +26,7 @@ from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
 from eesd.distill.evaluate import evaluate
-from eesd.distill.heads import Student, make_student
+from eesd.distill.heads import Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
 from eesd.distill.record import Trace
 from eesd.errors import EesdError
@@ -44,17 +44,19 @@ DEPTH_DECAY = 0.8
 
 def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Train one head and write `head.safetensors` and `card.json` into `out`."""
-    config, exit_layer = load_config(model_dir), settings["exit_layer"]
-    config.check_exit_layer(exit_layer)
+    config, exit_layer = load_config(model_dir), student_kind(settings).exits_after(settings)
+    if exit_layer:
+        config.check_exit_layer(exit_layer)
+    read = [exit_layer] if exit_layer else []
     index = read_index(corpus)
     if index["model"] != fingerprint(model_dir):
         raise EesdError(
             f"{corpus}: written by a model with fingerprint {index['model']}, but {model_dir} has "
             f"{fingerprint(model_dir)}. Generate the corpus again."
         )
-    target = load_target(model_dir, "float32", layers=(exit_layer, config.num_layers - 1))
+    target = load_target(model_dir, "float32", layers=[*read, config.num_layers - 1])
     splits = {
-        split: read_corpus(corpus, [exit_layer, config.num_layers], split)
+        split: read_corpus(corpus, [*read, config.num_layers], split)
         for split in ("train", "calibration", "evaluation")
     }
     torch.manual_seed(settings["seed"])
@@ -73,7 +75,8 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
         "head": out.name,
         "model": model_dir.name,
         "fingerprint": fingerprint(model_dir),
-        **{key: settings[key] for key in ("kind", "exit_layer", "init", "context")},
+        "kind": settings["kind"],
+        **{key: getattr(student, key) for key in ("exit_layer", "init", "context")},
         "loss": loss_name(settings["loss"]),
         "vocab_rows": len(student.head_rows),
         "train_tokens": sum(len(trace.teacher_ids) for trace in traces),
@@ -119,7 +122,7 @@ def optimise(
     optimiser = torch.optim.AdamW(student.parameters, settings["learning_rate"], betas=(0.9, 0.95), weight_decay=0.01)
     start, earlier_s = load_checkpoint(work, stamp, student.module, optimiser)
     began = saved = perf_counter()
-    with progress(f"train {settings['kind']} at layer {settings['exit_layer']}", total, "step", initial=start) as bar:
+    with progress(f"train {work.stem}", total, "step", initial=start) as bar:
         for step in range(start, total):
             epoch, index = divmod(step, per_epoch)
             if step == start or index == 0:
@@ -153,7 +156,7 @@ def learning_rate_factor(step: int, total: int) -> float:
 
 def batch_loss(student: Student, traces: Sequence[Trace]) -> Tensor:
     """The loss of one batch: the mean over the positions of every depth, earlier depths counting more."""
-    batch = make_batch(traces, student.settings["exit_layer"], student.target)
+    batch = make_batch(traces, student.exit_layer, student.target)
     total, weights = torch.zeros((), device=student.target.device), 0.0
     for step, (where, logits) in enumerate(student.predictions(batch, student.depth)):
         if not len(logits):

@@ -22,6 +22,8 @@ from eesd.registry import Registry
 
 # Slots after a known text that its drafts may use.
 DRAFT_ROOM = 64
+# Positions of a text drafted from at once.
+TEXT_BATCH = 64
 
 
 @dataclass(frozen=True)

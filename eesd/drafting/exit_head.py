@@ -11,7 +11,6 @@ position before, which verification leaves behind for free; later in a draft the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, TEXT_BATCH, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.stored import fill_head, read_head
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
@@ -32,9 +31,6 @@ from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_lo
 if TYPE_CHECKING:
     from eesd.models.engine import Engine
     from eesd.models.graphs import GraphEngine
-
-# Positions of a text drafted from at once, each with its own copy of the first layers' cache.
-TEXT_BATCH = 64
 
 
 class ExitHead(nn.Module):
@@ -90,42 +86,17 @@ class ExitHead(nn.Module):
 
 
 def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[ExitHead, dict[str, Any]]:
-    """Read `head.safetensors` and `card.json` from a folder, in the target's dtype and on its device.
-
-    Raises EesdError when files are missing or the head was trained for another model than that of fingerprint `model`.
-    """
-    card, tensors = read_head(path, str(target.device))
-    if card["fingerprint"] != model:
-        raise EesdError(
-            f"{path}: this head was trained for a model with fingerprint {card['fingerprint']}, "
-            f"but the target's is {model}. Train a head for this model."
-        )
+    """The head in a folder and its card, ready to draft for this target; EesdError as in `read_head`."""
+    card, tensors = read_head(path, "exit_layer", target, model)
     target.config.check_exit_layer(card["exit_layer"])
     with torch.device("meta"):
         ids, lens, deep = tensors.get("token_ids"), "estimate.weight" in tensors, "fuse.weight" in tensors
         head = ExitHead(target.config, ids, lens, deep)
     if "head.weight" not in tensors:  # tied: the target's own rows
         tensors["head.weight"] = target.head_weight if ids is None else target.head_weight[ids]
-    weights = {name: t if name == "token_ids" else t.to(target.dtype) for name, t in tensors.items()}
-    try:
-        head.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise EesdError(f"{path}: these weights do not fit a head of {card['model']} ({error}).") from error
-    head.requires_grad_(False).eval()
+    fill_head(head, tensors, target, path)
     head.pack(target.engine)
     return head, card
-
-
-def read_head(path: Path | str, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Card and weights in a folder; EesdError when there are none."""
-    path = Path(path)
-    try:
-        card = json.loads((path / "card.json").read_text())
-        return card, load_file(path / "head.safetensors", device=device)
-    except FileNotFoundError as error:
-        raise EesdError(
-            f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
-        ) from error
 
 
 @DRAFTERS.register("exit_head")

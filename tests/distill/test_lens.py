@@ -57,7 +57,7 @@ class Prophet:
 
     def __init__(self, target, right_for):
         self.target, self.right_for = target, right_for
-        self.settings = {"exit_layer": 2}
+        self.exit_layer = 2
         self.rows = torch.arange(VOCAB)
 
     def predictions(self, batch, depth):

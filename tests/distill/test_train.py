@@ -9,18 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eesd.analysis.cards import head_records
 from eesd.distill import corpus as corpus_module
 from eesd.distill import train as train_module
-from eesd.distill.batches import epoch_batches
+from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.corpus import generate_corpus, read_corpus
 from eesd.distill.heads import choose_vocabulary, make_student
 from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_head
 from eesd.drafting.exit_head import load_exit_head
+from eesd.drafting.medusa import load_medusa_heads
 from eesd.errors import EesdError
 from eesd.models.loading import load_target
 from eesd.models.special import fingerprint
 from tests.toys import write_tiny_data, write_tiny_model
 
+MEDUSA = {"kind": "medusa", "medusa_heads": 3}
 HEAD = {
     "kind": "exit_layer",
     "exit_layer": 2,
@@ -246,3 +249,48 @@ def test_learning_rate_warms_up_and_decays():
     factors = [learning_rate_factor(step, 100) for step in range(100)]
     assert factors[0] < factors[4] == 1.0
     assert factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("output_head", ["free", "tied"])
+def test_medusa_heads_learn_from_a_corpus_without_exit_layers(model, settings, tmp_path, output_head):
+    generate_corpus(model, {**settings, "exit_layers": []}, tmp_path / "corpus")
+    wanted = {**{key: HEAD[key] for key in HEAD if key not in ("exit_layer", "init", "context", "depth")}, **MEDUSA}
+    wanted |= {"output_head": output_head, "epochs": 12}
+    traces = read_corpus(tmp_path / "corpus", [4], "train")["asdiv"]
+    target = load_target(model, "float32")
+    out = tmp_path / "many"
+    train_head(model, tmp_path / "corpus", wanted, out)
+    trained, card = load_medusa_heads(out, target, fingerprint(model))
+    student = make_student(wanted, target, traces)
+    with torch.inference_mode():
+        before = train_module.batch_loss(student, traces)
+        student.module.load_state_dict(trained.state_dict())
+        after = train_module.batch_loss(student, traces)
+    assert after < before - 0.02
+    assert {key: card[key] for key in ("kind", "exit_layer", "init", "context")} == {
+        "kind": "medusa",
+        "exit_layer": 0,
+        "init": "output",
+        "context": "verified",
+    }
+    assert len(card["agreement"]["asdiv"]["top1"]) == 3
+    assert card["agreement"]["asdiv"]["chain_length"] <= 3
+    assert card["calibration"]["y"] == sorted(card["calibration"]["y"])
+    assert ("outputs.0.weight" in load_file(out / "head.safetensors")) == (output_head == "free")
+    assert len(head_records([out / "card.json"])) == 3
+
+
+def test_untrained_medusa_heads_predict_what_the_target_does_earlier(model, corpus):
+    """Head j at position p is the target's own prediction at p - j, inside the generated text."""
+    traces = read_corpus(corpus, [2, 4], "train")["asdiv"][:3]
+    target = load_target(model, "float32")
+    student = make_student({**HEAD, **MEDUSA, "vocab_rows": "full"}, target, traces)
+    batch = make_batch(traces, 0, target)
+    assert batch.states is None
+    found = list(student.predictions(batch, 6))
+    assert len(found) == 3
+    for depth, (where, logits) in enumerate(found, 1):
+        rows, positions = where.nonzero(as_tuple=True)
+        assert torch.equal(where, batch.predicting(depth))
+        expected = target.head_weight @ batch.final[rows, positions - depth].T
+        torch.testing.assert_close(logits, expected.T, rtol=1e-4, atol=1e-4)

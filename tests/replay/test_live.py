@@ -15,7 +15,7 @@ from eesd.drafting import Drafter
 from eesd.replay.loop import equip_for, replay
 from eesd.replay.trace import Trace, TracedItem, TraceFacts, read_trace, write_trace
 from tests.control.test_rules import COSTS
-from tests.toys import ScriptedDrafter, exit_drafter, tiny_target
+from tests.toys import ScriptedDrafter, exit_drafter, medusa_drafter, tiny_target
 
 PROMPTS = [[3, 1, 4, 1, 5], [2, 7, 1], [9, 9, 8, 7]]
 LIMIT, K = 40, 6
@@ -67,12 +67,14 @@ def recorded(target, drafters: list[Drafter], eos) -> Trace:
 def drafters_of(kind: str, target) -> list[Drafter]:
     if kind in HEADS:
         return [exit_drafter(target, exit_layer=2, rows=40, **HEADS[kind])] * len(PROMPTS)
+    if kind == "medusa":
+        return [medusa_drafter(target, rows=40, heads=4)] * len(PROMPTS)
     beyond = [generate(target, prompt, max_new_tokens=LIMIT + K).tokens for prompt in PROMPTS]
     kinds = {"stumbling": Stumbling, "brief": Brief}
     return [kinds[kind](prompt, text) for prompt, text in zip(PROMPTS, beyond, strict=True)]
 
 
-@pytest.fixture(scope="module", params=[*HEADS, "stumbling", "brief"])
+@pytest.fixture(scope="module", params=[*HEADS, "medusa", "stumbling", "brief"])
 def case(request):
     target = tiny_target(seed=3)
     # A token that ends one of the outputs early, inside what may be an accepted draft.

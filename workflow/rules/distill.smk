@@ -31,7 +31,12 @@ rule train_head:
     input:
         model="resources/models/{model}",
         corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
-        modules=modules("eesd/distill", "eesd/drafting/exit_head.py", "eesd/models"),
+        modules=modules(
+            "eesd/distill",
+            "eesd/drafting/exit_head.py",
+            "eesd/drafting/medusa.py",
+            "eesd/models",
+        ),
     output:
         head="results/heads/{model}/{head}/head.safetensors",
         card="results/heads/{model}/{head}/card.json",
