@@ -150,7 +150,7 @@ def test_colours_are_stable_and_labels_keep_unknown_names() -> None:
     assert style.method_color("eesd") == "#d55e00"
     assert style.method_color("static_k2") != style.method_color("static_k4")
     assert [style.method_label(name) for name in ("eesd", "static_k12", "my_method")] == [
-        "EESD",
+        "EESD, Beta-TS",
         "static k = 12",
         "my_method",
     ]

@@ -1,0 +1,176 @@
+"""Checks of a configuration that a schema cannot express: names that refer to others, keys that belong together.
+
+    check_names(config)          # EesdError for the first mistake, naming the entry and what to do
+
+`eesd.settings.complete` calls it once the schema holds and defaults are filled in. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eesd.control import CONTROLLERS, make_controller
+from eesd.control.grid import all_settings, expand
+from eesd.errors import EesdError, unknown
+
+Config = dict[str, Any]
+
+BASELINE = "vanilla"
+# The key of a method that each drafter needs, and that no drafter without it takes.
+DRAFTER_KEYS = {
+    "exit_head": "head",
+    "medusa": "head",
+    "lookup": "max_ngram",
+    "early_exit": "exit_layer",
+    "assistant": "assistant",
+    "self_sd": "skips",
+}
+# The kind of head that each of these drafters reads.
+DRAFTER_KINDS = {"exit_head": "exit_layer", "medusa": "medusa"}
+
+
+def check_names(config: Config) -> None:
+    """EesdError for the first entry that names something unknown, or whose keys do not fit each other."""
+    for name in config["models"]:
+        _check_model(config, name)
+    for name, corpus in config["corpora"].items():
+        _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
+    for name, head in config["heads"].items():
+        _check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
+    for name, search in config["skips"].items():
+        _check_tasks(search["tasks"], f"skips.{name}.tasks")
+    for name in config["methods"]:
+        _check_method(config, name)
+    for name in config["groups"]:
+        _check_group(config, name)
+    _check_known("model", config["run"]["models"], config["models"], "run.models")
+    _check_known("group", config["run"]["groups"], config["groups"], "run.groups")
+    for name in config["replays"]:
+        _check_replay(config, name)
+    _check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
+    if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
+        raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
+
+
+def _mistake(where: str, message: object) -> EesdError:
+    return EesdError(f"Configuration, {where}: {message}")
+
+
+def _check_known(kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise _mistake(where, unknown(kind, name, known))
+
+
+def _check_tasks(names: Iterable[str], where: str) -> None:
+    from eesd.tasks import TASKS
+
+    _check_known("task", names, TASKS.names(), where)
+
+
+def _check_model(config: Config, name: str) -> None:
+    model, where = config["models"][name], f"models.{name}"
+    if model["source"] == "embedded":
+        if model["path"] is not None:
+            raise _mistake(where, "the embedded model takes no path. Remove it, or set source: hub, directory or gguf.")
+        return
+    if model["path"] is None:
+        raise _mistake(where, f"source '{model['source']}' needs a path.")
+    # Models that no list reaches may lie on another machine.
+    local = model["source"] in ("directory", "gguf") and name in config["run"]["models"]
+    if local and not Path(model["path"]).exists():
+        raise _mistake(where, f"'{model['path']}' does not exist, seen from {Path.cwd()}.")
+
+
+def _check_method(config: Config, name: str) -> None:
+    method, where = config["methods"][name], f"methods.{name}"
+    drafts = method["drafter"] is not None
+    if name == BASELINE and any(value is not None for value in method.values()):
+        raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
+    own = [key for key in ("drafter", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
+    if method["peer"] is not None and own:
+        raise _mistake(where, f"a peer brings its own loop: remove {', '.join(own)}, or the peer.")
+    if method["peer"] is None and method["generation"] is not None:
+        raise _mistake(where, "generation holds options of a peer: add `peer: hf_generate`, or remove it.")
+    if drafts != (method["controller"] is not None):
+        raise _mistake(where, "drafter and controller belong together: give both, or neither for vanilla decoding.")
+    for key in DRAFTER_KEYS.values():
+        takers = [drafter for drafter, needed in DRAFTER_KEYS.items() if needed == key]
+        if (method["drafter"] in takers) != (method[key] is not None):
+            raise _mistake(where, f"drafter {' or '.join(takers)} needs the key {key}, and nothing else takes it.")
+    if method["head"] is not None:
+        _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+        found, read = config["heads"][method["head"]]["kind"], DRAFTER_KINDS[method["drafter"]]
+        if found != read:
+            raise _mistake(
+                f"{where}.head",
+                f"'{method['head']}' is of kind {found}, but drafter {method['drafter']} reads heads of kind {read}. "
+                "Name another head, or another drafter.",
+            )
+    if method["skips"] is not None:
+        _check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
+    if method["assistant"] is not None:
+        _check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
+    if drafts:
+        controller_settings(method["controller"], f"{where}.controller")
+        kind = CONTROLLERS[method["controller"]["name"]]
+        if kind.uses_calibration and method["head"] is None:
+            raise _mistake(where, f"controller {method['controller']['name']} needs a calibrated head: name one.")
+        if kind.uses_costs and DRAFTER_KINDS.get(method["drafter"]) != "exit_layer":
+            raise _mistake(
+                where, f"controller {method['controller']['name']} knows what exit heads cost: use drafter exit_head."
+            )
+    if method["costs"] is not None and not (drafts and kind.uses_costs):
+        raise _mistake(where, "costs are read by cost-aware controllers only, such as cost_ts: remove them.")
+
+
+def controller_settings(controller: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """All settings of a controller, its defaults included, so that rows and reruns see a change of a default."""
+    try:
+        made = make_controller(controller)
+    except EesdError as error:
+        raise _mistake(where, error) from error
+    except TypeError as error:
+        raise _mistake(where, f"a value has the wrong type ({error}).") from error
+    return {"name": controller["name"], **plain(all_settings(made))}
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON would give it back: dictionaries, lists and scalars only."""
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_group(config: Config, name: str) -> None:
+    group, where = config["groups"][name], f"groups.{name}"
+    _check_tasks(group["tasks"], f"{where}.tasks")
+    _check_known("method", group["methods"], config["methods"], f"{where}.methods")
+    if BASELINE not in group["methods"]:
+        raise _mistake(f"{where}.methods", f"'{BASELINE}' is missing. It is the baseline of every group: add it.")
+
+
+def _check_replay(config: Config, name: str) -> None:
+    replay, where = config["replays"][name], f"replays.{name}"
+    _check_known("group", [replay["group"]], config["groups"], f"{where}.group")
+    group = config["groups"][replay["group"]]
+    _check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
+    _check_known("head", replay["heads"], config["heads"], f"{where}.heads")
+    for head in replay["heads"]:
+        kind = config["heads"][head]["kind"]
+        if kind != "exit_layer":
+            raise _mistake(
+                f"{where}.heads", f"'{head}' is of kind {kind}, but cost tables know what exit heads cost. Remove it."
+            )
+    if group["temperature"] > 0:
+        raise _mistake(f"{where}.group", f"'{replay['group']}' samples, and only greedy outputs can be replayed.")
+    try:
+        longest = max(make_controller(settings).k_max for settings in expand(replay["controllers"]))
+    except (EesdError, TypeError) as error:
+        raise _mistake(f"{where}.controllers", error) from error
+    if longest > config["trace"]["k_max"]:
+        raise _mistake(
+            where, f"a controller drafts up to {longest} tokens, but trace.k_max is {config['trace']['k_max']}."
+        )
