@@ -21,6 +21,7 @@ from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
+from eesd.studies import add_heads, variations
 
 Config = dict[str, Any]
 
@@ -90,6 +91,7 @@ def complete(config: Config) -> Config:
     for name in config["replays"]:
         _check_replay(config, name)
     _check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
+    add_heads(config)
     if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
         raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
     return config
@@ -211,7 +213,7 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`: states are recorded for every head defined on it, whatever runs now."""
+    """Settings of `corpus`: states for every head defined on it, whatever runs now, and for the studies that run."""
     layers = sorted({head["exit_layer"] for head in config["heads"].values() if head["corpus"] == corpus})
     return _plain({**_entry(config, "corpus", corpus), "exit_layers": layers, **_data(config)})
 
@@ -219,6 +221,12 @@ def resolve_corpus(config: Config, corpus: str) -> Config:
 def resolve_head(config: Config, head: str) -> Config:
     """Settings of `train`."""
     return _plain(_entry(config, "head", head))
+
+
+def resolve_study(config: Config, study: str) -> Config:
+    """Settings of `study`: what was varied, by head."""
+    _entry(config, "study", study)
+    return _plain({"study": study, "varied": {one.head: one.varied for one in variations(config, study)}})
 
 
 def resolve_skips(config: Config, skips: str) -> Config:
@@ -265,7 +273,7 @@ def resolve_replay(config: Config, replay: str) -> Config:
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
-    section = config[{"corpus": "corpora", "skips": "skips"}.get(kind, f"{kind}s")]
+    section = config[{"corpus": "corpora", "skips": "skips", "study": "studies"}.get(kind, f"{kind}s")]
     if name not in section:
         raise unknown(kind, name, section)
     return section[name]
@@ -326,6 +334,12 @@ def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
         for group in config["run"]["groups"]:
             for task in config["groups"][group]["tasks"]:
                 yield model, task, group
+
+
+def study_cards(config: Config, model: str, study: str) -> list[str]:
+    """Cards of the heads that a study trains; only studies under run.studies have any."""
+    _check_known("study among run.studies", [study], config["run"]["studies"], f"studies.{study}")
+    return [f"{head_path(model, one.head)}/card.json" for one in variations(config, study)]
 
 
 def replay_traces(config: Config, model: str, replay: str) -> list[str]:
