@@ -20,6 +20,7 @@ wildcard_constraints:
     task="[^/]+",
     group="[^/]+",
     replay="[^/]+",
+    study="[^/]+",
 
 
 include: "workflow/rules/common.smk"
@@ -27,6 +28,7 @@ include: "workflow/rules/resources.smk"
 include: "workflow/rules/distill.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/replay.smk"
+include: "workflow/rules/study.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/figures.smk"
 
@@ -41,6 +43,12 @@ rule all:
             "figures/{model}/{replay}.{format}",
             model=config["run"]["models"],
             replay=config["run"]["replays"],
+            format=FORMATS,
+        ),
+        expand(
+            "figures/{model}/studies/{study}.{format}",
+            model=config["run"]["models"],
+            study=config["run"]["studies"],
             format=FORMATS,
         ),
         "results/tables/speedup.md",

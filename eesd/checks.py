@@ -38,18 +38,18 @@ def check_names(config: Config) -> None:
     for name, corpus in config["corpora"].items():
         _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
     for name, head in config["heads"].items():
-        _check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
+        check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
     for name, search in config["skips"].items():
         _check_tasks(search["tasks"], f"skips.{name}.tasks")
     for name in config["methods"]:
         _check_method(config, name)
     for name in config["groups"]:
         _check_group(config, name)
-    _check_known("model", config["run"]["models"], config["models"], "run.models")
-    _check_known("group", config["run"]["groups"], config["groups"], "run.groups")
+    check_known("model", config["run"]["models"], config["models"], "run.models")
+    check_known("group", config["run"]["groups"], config["groups"], "run.groups")
     for name in config["replays"]:
         _check_replay(config, name)
-    _check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
+    check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
     if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
         raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
 
@@ -58,7 +58,8 @@ def _mistake(where: str, message: object) -> EesdError:
     return EesdError(f"Configuration, {where}: {message}")
 
 
-def _check_known(kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
+def check_known(kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """EesdError naming the place `where` for the first of `names` that is not known."""
     for name in names:
         if name not in known:
             raise _mistake(where, unknown(kind, name, known))
@@ -67,7 +68,7 @@ def _check_known(kind: str, names: Iterable[str], known: Iterable[str], where: s
 def _check_tasks(names: Iterable[str], where: str) -> None:
     from eesd.tasks import TASKS
 
-    _check_known("task", names, TASKS.names(), where)
+    check_known("task", names, TASKS.names(), where)
 
 
 def _check_model(config: Config, name: str) -> None:
@@ -101,7 +102,7 @@ def _check_method(config: Config, name: str) -> None:
         if (method["drafter"] in takers) != (method[key] is not None):
             raise _mistake(where, f"drafter {' or '.join(takers)} needs the key {key}, and nothing else takes it.")
     if method["head"] is not None:
-        _check_known("head", [method["head"]], config["heads"], f"{where}.head")
+        check_known("head", [method["head"]], config["heads"], f"{where}.head")
         found, read = config["heads"][method["head"]]["kind"], DRAFTER_KINDS[method["drafter"]]
         if found != read:
             raise _mistake(
@@ -110,9 +111,9 @@ def _check_method(config: Config, name: str) -> None:
                 "Name another head, or another drafter.",
             )
     if method["skips"] is not None:
-        _check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
+        check_known("skips", [method["skips"]], config["skips"], f"{where}.skips")
     if method["assistant"] is not None:
-        _check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
+        check_known("model", [method["assistant"]], config["models"], f"{where}.assistant")
     if drafts:
         controller_settings(method["controller"], f"{where}.controller")
         kind = CONTROLLERS[method["controller"]["name"]]
@@ -147,17 +148,17 @@ def plain(value: Any) -> Any:
 def _check_group(config: Config, name: str) -> None:
     group, where = config["groups"][name], f"groups.{name}"
     _check_tasks(group["tasks"], f"{where}.tasks")
-    _check_known("method", group["methods"], config["methods"], f"{where}.methods")
+    check_known("method", group["methods"], config["methods"], f"{where}.methods")
     if BASELINE not in group["methods"]:
         raise _mistake(f"{where}.methods", f"'{BASELINE}' is missing. It is the baseline of every group: add it.")
 
 
 def _check_replay(config: Config, name: str) -> None:
     replay, where = config["replays"][name], f"replays.{name}"
-    _check_known("group", [replay["group"]], config["groups"], f"{where}.group")
+    check_known("group", [replay["group"]], config["groups"], f"{where}.group")
     group = config["groups"][replay["group"]]
-    _check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
-    _check_known("head", replay["heads"], config["heads"], f"{where}.heads")
+    check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
+    check_known("head", replay["heads"], config["heads"], f"{where}.heads")
     for head in replay["heads"]:
         kind = config["heads"][head]["kind"]
         if kind != "exit_layer":

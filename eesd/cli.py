@@ -179,6 +179,16 @@ def tables(
 
 
 @app.command()
+def study(
+    cards: Annotated[list[Path], typer.Argument(help="cards of its heads")], settings: Settings, out: Out
+) -> None:
+    """Tabulate the heads of one study with what was varied."""
+    from eesd.analysis.study import write_study_table
+
+    write_study_table(cards, _settings(settings), out)
+
+
+@app.command()
 def lossless(tables: Annotated[Path, typer.Option(help="folder of tables")], out: Out) -> None:
     """Fail when an output differs from vanilla's by more than rounding explains; else write the verdict."""
     from eesd.analysis.verdict import write_verdict

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ Schema = dict[str, Any]
 
 def load_schema() -> Schema:
     """The schema of the configuration, with the sections that have files of their own beside it in place."""
+    return copy.deepcopy(_schema())
+
+
+@cache
+def _schema() -> Schema:
     if not SCHEMA.is_file():
         raise EesdError(
             f"{SCHEMA}: no such file. Run from a clone of the repository, installed with `pip install -e .`."
@@ -40,12 +46,22 @@ def load_schema() -> Schema:
 def fill_and_check(config: dict[str, Any]) -> None:
     """Fill the schema's defaults into `config`, in place; EesdError for the first mistake in it."""
     _check_keys(config, "")
-    schema = load_schema()
-    errors = _Validator(schema).iter_errors(config)
+    _check(_schema(), config, "")
+
+
+def check_entry(section: str, entry: dict[str, Any], where: str) -> None:
+    """The same for one entry that a section such as `heads` could hold; mistakes are said to be at `where`."""
+    schema = _schema()
+    part = next(iter(schema["properties"][section]["patternProperties"].values()))
+    _check({**part, "$defs": schema["$defs"]}, entry, where)
+
+
+def _check(schema: Schema, value: dict[str, Any], where: str) -> None:
+    errors = _Validator(schema).iter_errors(value)
     # All errors are consumed first, because defaults are filled in while iterating.
     error = min(errors, key=lambda error: [str(part) for part in error.absolute_path], default=None)
     if error is not None:
-        raise _explain(error)
+        raise _explain(error, where)
 
 
 def _check_keys(value: Any, where: str) -> None:
@@ -80,8 +96,8 @@ _TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer
 _Validator = extend(Draft202012Validator, {"properties": _fill_properties}, type_checker=_TYPES)
 
 
-def _explain(error: ValidationError) -> EesdError:
-    where = ".".join(str(part) for part in error.absolute_path)
+def _explain(error: ValidationError, above: str) -> EesdError:
+    where = ".".join(str(part) for part in (*filter(None, [above]), *error.absolute_path))
     place = f"Configuration, {where}: " if where else "Configuration: "
     if error.validator == "additionalProperties":
         return _explain_key(error, place)

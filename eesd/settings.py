@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 
-from eesd.checks import DRAFTER_KINDS, check_names, controller_settings, plain
+from eesd.checks import DRAFTER_KINDS, check_known, check_names, controller_settings, plain
 from eesd.control import CONTROLLERS
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
+from eesd.studies import add_heads, variations
 
 Config = dict[str, Any]
 
@@ -67,6 +68,7 @@ def complete(config: Config) -> Config:
     """Check `config` against schema and code and fill defaults in, in place; EesdError for the first mistake."""
     fill_and_check(config)
     check_names(config)
+    add_heads(config)
     return config
 
 
@@ -79,7 +81,7 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`: states are recorded for every exit head defined on it, whatever runs now."""
+    """Settings of `corpus`: states for every exit head defined on it, whatever runs now, and for the studies that run."""
     heads = [head for head in config["heads"].values() if head["corpus"] == corpus]
     layers = sorted({head["exit_layer"] for head in heads if head["kind"] == "exit_layer"})
     return plain({**_entry(config, "corpus", corpus), "exit_layers": layers, **_data(config)})
@@ -90,6 +92,12 @@ def resolve_head(config: Config, head: str) -> Config:
     found = _entry(config, "head", head)
     foreign = {key for kind, keys in KIND_KEYS.items() if kind != found["kind"] for key in keys}
     return plain({key: value for key, value in found.items() if key not in foreign})
+
+
+def resolve_study(config: Config, study: str) -> Config:
+    """Settings of `study`: what was varied, by head."""
+    _entry(config, "study", study)
+    return plain({"study": study, "varied": {one.head: one.varied for one in variations(config, study)}})
 
 
 def resolve_skips(config: Config, skips: str) -> Config:
@@ -137,7 +145,7 @@ def resolve_replay(config: Config, replay: str) -> Config:
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
-    section = config[{"corpus": "corpora", "skips": "skips"}.get(kind, f"{kind}s")]
+    section = config[{"corpus": "corpora", "skips": "skips", "study": "studies"}.get(kind, f"{kind}s")]
     if name not in section:
         raise unknown(kind, name, section)
     return section[name]
@@ -198,6 +206,12 @@ def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
         for group in config["run"]["groups"]:
             for task in config["groups"][group]["tasks"]:
                 yield model, task, group
+
+
+def study_cards(config: Config, model: str, study: str) -> list[str]:
+    """Cards of the heads that a study trains; only studies under run.studies have any."""
+    check_known("study among run.studies", [study], config["run"]["studies"], f"studies.{study}")
+    return [f"{head_path(model, one.head)}/card.json" for one in variations(config, study)]
 
 
 def replay_traces(config: Config, model: str, replay: str) -> list[str]:

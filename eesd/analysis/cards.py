@@ -1,4 +1,4 @@
-"""Head cards: the JSON file beside each trained head, read into the rows of heads.csv.
+"""Head cards: the JSON file beside each trained head, read into the rows of heads.csv and calibration.csv.
 
 head_records(["results/heads/smollm2-135m/deep4/card.json"])[0]["top1_agreement"]      # 0.45
 """
@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from eesd.errors import EesdError
 
 FIELDS = ("head", "kind", "exit_layer", "vocab_rows", "init", "loss", "context", "train_tokens", "model")
+# The lists of bins in a card's calibration, and the number that sums each up.
+CONFIDENCES = {"raw": ("bins_raw", "ece_raw"), "calibrated": ("bins", "ece")}
 
 
 def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
     """One record for each head, task and draft position."""
     records = []
-    seen: dict[tuple[str, str], Path] = {}
-    for path in map(Path, paths):
-        card = _read_card(path)
-        key = (card["model"], card["head"])
-        if key in seen:
-            raise EesdError(f"{path}: a second card of head '{key[1]}' of model '{key[0]}'; the first is {seen[key]}.")
-        seen[key] = path
+    for path, card in read_cards(paths):
         for task, found in card["agreement"].items():
             _check_agreement(path, task, found)
             records += [
@@ -37,12 +33,36 @@ def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
                     "expected_acceptance": acceptance,
                     "chain_length": found["chain_length"],
                     "positions": found["positions"],
+                    "seed": card["settings"].get("seed"),
                 }
                 for position, (top1, acceptance) in enumerate(
                     zip(found["top1"], found["expected_acceptance"], strict=True), 1
                 )
             ]
     return records
+
+
+def calibration_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
+    """One record for each head, raw or calibrated confidence, and bin that any token falls in."""
+    records = []
+    for path, card in read_cards(paths):
+        _check_calibration(path, card["calibration"])
+        for confidence, (bins, ece) in CONFIDENCES.items():
+            who = {"model": card["model"], "head": card["head"], "confidence": confidence}
+            records += [{**who, **one, "ece": card["calibration"][ece]} for one in card["calibration"][bins]]
+    return records
+
+
+def read_cards(paths: Iterable[Path | str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every card with its path; EesdError if one is damaged or a head has two."""
+    seen: dict[tuple[str, str], Path] = {}
+    for path in map(Path, paths):
+        card = _read_card(path)
+        key = (card["model"], card["head"])
+        if key in seen:
+            raise EesdError(f"{path}: a second card of head '{key[1]}' of model '{key[0]}'; the first is {seen[key]}.")
+        seen[key] = path
+        yield path, card
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -52,9 +72,15 @@ def _read_card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EesdError(f"{path}: not valid JSON ({error}). Train the head again.") from error
-    missing = [field for field in (*FIELDS, "agreement") if not isinstance(card, dict) or field not in card]
+    missing = [
+        field
+        for field in (*FIELDS, "settings", "agreement", "calibration")
+        if not isinstance(card, dict) or field not in card
+    ]
     if missing:
         raise EesdError(f"{path}: no field {', '.join(missing)}. Expected the card.json that `eesd train` writes.")
+    if not isinstance(card["settings"], dict):
+        raise EesdError(f"{path}: 'settings' holds no settings. Expected the card.json that `eesd train` writes.")
     if not isinstance(card["agreement"], dict) or not card["agreement"]:
         raise EesdError(f"{path}: 'agreement' is empty. Expected held-out figures for each task; train the head again.")
     return card
@@ -74,6 +100,20 @@ def _check_agreement(path: Path, task: str, found: Any) -> None:
     for field in ("chain_length", "positions"):
         if not _is_number(found[field]):
             raise EesdError(f"{where}.{field} is {found[field]!r}, expected a number of at least 0.")
+
+
+def _check_calibration(path: Path, found: Any) -> None:
+    for bins, ece in CONFIDENCES.values():
+        for field in (bins, ece):
+            if not isinstance(found, dict) or field not in found:
+                raise EesdError(f"{path}: calibration has no {field}. Expected the card.json that `eesd train` writes.")
+        for one in found[bins] if isinstance(found[bins], list) else [found[bins]]:
+            if not isinstance(one, dict) or set(one) != {"predicted", "observed", "tokens"}:
+                raise EesdError(
+                    f"{path}: calibration.{bins} needs predicted, observed and tokens in each bin: {one!r}."
+                )
+            if not all(map(_is_number, one.values())) or max(one["predicted"], one["observed"]) > 1 + 1e-6:
+                raise EesdError(f"{path}: calibration.{bins} holds {one!r}, where shares are between 0 and 1.")
 
 
 def _is_number(value: Any) -> bool:

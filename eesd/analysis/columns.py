@@ -115,6 +115,18 @@ COLUMNS: dict[str, dict[str, str]] = {
         "chain_length": "drafted tokens, of 8, that match before the first miss, the mean of all rounds",
         "model": _WHO["model"],
         "positions": "evaluation positions measured as the first of a draft",
+        "seed": "seed of the training: order of the sequences",
+        "study": "study that the head was trained for; empty for heads of the configuration",
+        "varied": "settings that this study varies, with their values, as JSON; empty without a study",
+    },
+    "calibration": {
+        "model": _WHO["model"],
+        "head": "name of the head in the configuration",
+        "confidence": "raw: the head's own probability of the token it drafts; calibrated: mapped to agreement",
+        "predicted": "mean confidence of the drafted tokens in a bin, a tenth of the range",
+        "observed": "share of them that are the target's most likely token",
+        "tokens": "drafted tokens in the bin, of greedy chains over evaluation prompts up to the first miss",
+        "ece": "expected calibration error over all bins: mean of |predicted - observed|, weighted by tokens",
     },
     "engine": {
         "model": "name of the model or shape",

@@ -93,3 +93,13 @@ def _interval(per_item: list[np.ndarray], n_resamples: int) -> tuple[float, floa
         rng=np.random.default_rng(SEED),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % Student-t interval, for few values such as seeds; no ends for a single one."""
+    found = np.asarray(values, dtype=float)
+    mean = float(found.mean())
+    if len(found) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1) * stats.sem(found))
+    return mean, mean - half, mean + half

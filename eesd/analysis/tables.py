@@ -12,6 +12,7 @@
 | `quality.csv`     | method and metric: mean score                       |
 | `rounds.csv`      | method and number of accepted tokens: rounds        |
 | `heads.csv`       | head and task: held-out agreement with the target   |
+| `calibration.csv` | head and bin of confidence: share of agreement      |
 
 `columns.py` says what each column means; `speedup.md` is `speedup.csv` for reading. Equal rows give identical bytes:
 rows are sorted by name (`order.py`), numbers have 6 significant digits, the bootstrap has a fixed seed.
@@ -26,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from eesd.analysis import rows as row_files
-from eesd.analysis.cards import head_records
+from eesd.analysis.cards import calibration_records, head_records
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.markdown import speedup_markdown
 from eesd.analysis.order import BASELINES, sort_frame
@@ -53,7 +54,7 @@ def write_tables(
 
 def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict[str, pd.DataFrame]:
     """All tables of checked rows and head cards, by name."""
-    frame = row_frame(rows)
+    frame, card_paths = row_frame(rows), list(card_paths)
     records = {
         "speedup": _speedup(frame),
         "acceptance": _acceptance(frame),
@@ -63,6 +64,7 @@ def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict
         "quality": _quality(frame),
         "rounds": _rounds(frame),
         "heads": head_records(card_paths),
+        "calibration": calibration_records(card_paths),
     }
     return {name: _table(name, found) for name, found in records.items()}
 

@@ -10,7 +10,7 @@ from eesd.analysis.engine import write_engine_table
 from eesd.analysis.tables import write_tables
 from eesd.replay.table import write_replay_table
 from eesd.replay.trace import write_trace
-from tests.analysis.factory import realistic_rows, write_card, write_costs, write_rows
+from tests.analysis.factory import realistic_rows, write_card, write_costs, write_rows, write_study
 from tests.replay.factory import random_trace
 
 
@@ -32,4 +32,5 @@ def tables_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     settings = {"controllers": controllers, "seeds": 1}
     write_replay_table(traces, [folder / "toy.json"], settings, folder / "tables" / "replay.csv", workers=1)
+    write_study(folder / "tables" / "study", "exit_layer", [2, 4, 8], seeds=3)
     return folder / "tables"

@@ -134,8 +134,22 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
         "context": "none",
         "train_tokens": 60000,
         "model": "toy",
-        "settings": {},
+        "settings": {"seed": 0},
         "train_seconds": 100.0,
+        "calibration": {
+            "x": [0.0, 1.0],
+            "y": [0.1, 0.9],
+            "ece": 0.0125,
+            "ece_raw": 0.125,
+            "bins": [
+                {"predicted": 0.15, "observed": 0.16, "tokens": 300},
+                {"predicted": 0.82, "observed": 0.8, "tokens": 100},
+            ],
+            "bins_raw": [
+                {"predicted": 0.25, "observed": 0.16, "tokens": 300},
+                {"predicted": 1.0, "observed": 0.8, "tokens": 100},
+            ],
+        },
         "agreement": {
             "asdiv": {
                 "top1": [0.45, 0.41],
@@ -155,6 +169,26 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**card, **changes}))
     return path
+
+
+def write_study(
+    folder: Path, key: str, values: list[Any], seeds: int = 1, others: dict[str, Any] | None = None
+) -> Path:
+    """heads.csv of a study of one setting that cards tell; later values and seeds agree more often."""
+    from eesd.analysis.study import write_study_table
+
+    cards, varied = [], {}
+    for place, value in enumerate(values):
+        for seed in range(seeds):
+            head = f"toy.{key}-{value}.s{seed}".lower()
+            top1 = 0.4 + 0.1 * place + 0.01 * seed
+            found = {"top1": [top1, top1 / 2], "expected_acceptance": [0.3, 0.2], "chain_length": 1.0 + place}
+            agreement = {task: {**found, "positions": 1234} for task in ("xsum", "asdiv")}
+            changes = {key: value, "settings": {"seed": seed}, "agreement": agreement}
+            cards.append(write_card(folder / head / "card.json", head, **changes))
+            varied[head] = {key: value, **(others or {})}
+    write_study_table(cards, {"study": "toy", "varied": varied}, folder / "heads.csv")
+    return folder
 
 
 def write_costs(path: Path, model: str = "toy", **changes: Any) -> Path:

@@ -19,7 +19,17 @@ from eesd.errors import EesdError
 from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_rows
 
 REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps"]
-NAMES = ["acceptance", "engine", "heads", *REPLAYS, "speedup", "time_split"]
+NAMES = [
+    "acceptance",
+    "engine",
+    "heads",
+    "heads_by_position",
+    "reliability",
+    *REPLAYS,
+    "speedup",
+    "study",
+    "time_split",
+]
 
 
 def test_registered_names() -> None:
@@ -28,8 +38,9 @@ def test_registered_names() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_redraws_byte_by_byte(tables_dir: Path, tmp_path: Path, name: str) -> None:
-    first = figure(name, tables_dir, tmp_path / "one" / name)
-    second = figure(name, tables_dir, tmp_path / "two" / name)
+    tables = tables_dir / "study" if name == "study" else tables_dir
+    first = figure(name, tables, tmp_path / "one" / name)
+    second = figure(name, tables, tmp_path / "two" / name)
     assert [path.name for path in first] == [f"{name}.pdf", f"{name}.png", f"{name}.svg"]
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
@@ -75,7 +86,7 @@ def test_a_replay_without_what_the_figure_shows(tables_dir: Path, tmp_path: Path
         figure(name, tmp_path, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", *REPLAYS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", "study", *REPLAYS)])
 def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
     rows = realistic_rows(tasks=("asdiv",), methods=("vanilla", "eesd"), n_items=1)
     cards = [write_card(tmp_path / "card.json")]
@@ -165,6 +176,6 @@ def test_user_settings_do_not_change_figures(tables_dir: Path, tmp_path: Path) -
 
 
 def test_analysis_never_imports_torch() -> None:
-    modules = "eesd.analysis.tables, eesd.analysis.figures, eesd.analysis.provenance"
+    modules = "eesd.analysis.tables, eesd.analysis.figures, eesd.analysis.provenance, eesd.analysis.study"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

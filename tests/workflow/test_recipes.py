@@ -37,3 +37,14 @@ def test_add_an_ablation(snakemake, root: Path, tmp_path: Path):
     assert "results/replay/smollm2-135m/my_priors/replay.csv" in result.stdout
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))
     assert (jobs["record_trace"], jobs["replay_controllers"], jobs["draw_replay_my_priors"]) == ("3", "1", "1")
+
+
+def test_add_a_study(snakemake, root: Path, tmp_path: Path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(recipe(root, "A study of heads", "yaml"))
+    result = snakemake("--dry-run", "--configfile", str(overlay))
+    assert result.returncode == 0, result.stdout
+    assert "results/heads/smollm2-135m/my_training.learning_rate-0.0003.epochs-2.s2/card.json" in result.stdout
+    assert "figures/smollm2-135m/studies/my_training.svg" in result.stdout
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))
+    assert (jobs["train_head"], jobs["tabulate_study"], jobs["draw_study"]) == (str(2 + 3 * 2 * 3), "1", "1")

@@ -35,6 +35,7 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
         "quality",
         "rounds",
         "heads",
+        "calibration",
         "engine",
         "provenance",
     }
@@ -45,7 +46,8 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
     greedy = tables["lossless"][tables["lossless"]["decoding"] == "greedy"]
     assert (greedy["identical"] + greedy["tie"] == greedy["n_items"]).all()
     assert (folder / "results/lossless.txt").stat().st_size > 0
-    for figure in ("speedup", "acceptance", "time_split", "heads", "engine"):
+    own = ["smollm2-135m/smoke", "smollm2-135m/studies/smoke"]
+    for figure in ("speedup", "acceptance", "time_split", "heads", "heads_by_position", "reliability", "engine", *own):
         for suffix in ("pdf", "png", "svg"):
             assert (folder / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
 

@@ -149,3 +149,9 @@ def test_every_report_item_has_its_caption(root: Path):
     names |= set(re.findall(r'report/(\w+)\.rst"', rules))
     missing = sorted(name for name in names if not (root / "workflow" / "report" / f"{name}.rst").is_file())
     assert missing == []
+
+
+def test_a_study_that_is_not_listed_says_so(snakemake):
+    result = snakemake("--dry-run", "figures/smollm2-135m/studies/init.svg")
+    assert result.returncode == 1
+    assert "Unknown study among run.studies 'init'" in result.stdout

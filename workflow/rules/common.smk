@@ -27,8 +27,8 @@ except EesdError as error:
 bin_folder, package_folder = quote(str(Path(sys.executable).parent)), quote(workflow.basedir)
 shell.prefix(f'set -euo pipefail; export PATH={bin_folder}:"$PATH" PYTHONPATH={package_folder}; ')
 
-TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads"]
-FIGURES = ["speedup", "acceptance", "time_split", "heads", "engine"]
+TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads", "calibration"]
+FIGURES = ["speedup", "acceptance", "time_split", "heads", "heads_by_position", "reliability", "engine"]
 FORMATS = ["pdf", "png", "svg"]
 SOURCES = [".py", ".cpp", ".h"]
 

@@ -7,6 +7,7 @@ To add one, register a function that takes the folder of tables and returns a ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 
 from eesd.analysis import style
 from eesd.analysis.columns import COLUMNS
+from eesd.analysis.order import KEYS, method_key, natural
+from eesd.analysis.style import LINE_IN, Band
 from eesd.errors import EesdError
 from eesd.registry import Registry
 
@@ -44,3 +47,27 @@ def read_table(tables_dir: Path, name: str) -> pd.DataFrame:
     if table.empty:
         raise EesdError(f"{path}: no rows, so there is nothing to draw. Give `eesd tables` the files it is made from.")
     return table
+
+
+def by(table: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
+    """(value, rows) of each value of a column, in the order of all figures."""
+    return [
+        (name, table[table[column] == name]) for name in sorted(table[column].unique(), key=KEYS.get(column, natural))
+    ]
+
+
+def task_bands(
+    parts: list[tuple[str, pd.DataFrame]], lines: str, line_in: float = LINE_IN
+) -> tuple[list[Band], list[tuple[list[str], pd.DataFrame]]]:
+    """Bands of at most MAX_COLUMNS tasks, and for each its lines (methods or heads) and rows."""
+    bands, contents = [], []
+    for title, part in parts:
+        tasks = sorted(part["task"].unique(), key=natural)
+        names = sorted(part[lines].unique(), key=method_key)
+        # Five tasks are drawn as 3 + 2, not as 4 + 1.
+        width = math.ceil(len(tasks) / math.ceil(len(tasks) / style.MAX_COLUMNS))
+        for start in range(0, len(tasks), width):
+            heading = title + (" (continued)" if start else "")
+            bands.append(Band(heading, tasks[start : start + width], line_in * len(names)))
+            contents.append((names, part))
+    return bands, contents

@@ -5,7 +5,6 @@ A row of panels is one (model, group), a panel is one task, and every bar is lab
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eesd.analysis import style
-from eesd.analysis.figures.base import FIGURES, read_table
-from eesd.analysis.order import KEYS, method_key, natural
+from eesd.analysis.figures.base import FIGURES, by, read_table, task_bands
 from eesd.analysis.rows import PARTS
-from eesd.analysis.style import LINE_IN, Band, method_color, method_label, task_label
+from eesd.analysis.style import method_color, method_label, task_label
 from eesd.errors import EesdError
 
 NOT_SPLIT = "not split"
@@ -34,9 +32,9 @@ def draw_speedup(tables_dir: Path) -> Figure:
     parts = [
         (f"{place}: speedup over {style.BASELINE_LABELS[baseline]}", part)
         for place, cell in _places(table)
-        for baseline, part in _by(cell, "baseline")
+        for baseline, part in by(cell, "baseline")
     ]
-    bands, contents = _bands(parts, "method")
+    bands, contents = task_bands(parts, "method")
     drawing, panels = style.grid(bands)
     for band, (methods, part), axes in zip(bands, contents, panels, strict=True):
         right = np.nanmax(part[["speedup", "ci_high"]].to_numpy(float))
@@ -77,7 +75,7 @@ def draw_acceptance(tables_dir: Path) -> Figure:
     if table.empty:
         raise EesdError(f"{tables_dir / 'rounds.csv'}: no method drafts anything, so there is no acceptance to draw.")
     parts = [(f"{place}: accepted tokens per round, \u25b2 mean", cell) for place, cell in _places(table)]
-    bands, contents = _bands(parts, "method", line_in=0.38)
+    bands, contents = task_bands(parts, "method", line_in=0.38)
     drawing, panels = style.grid(bands)
     n_columns = max(map(len, panels))
     for band, (methods, part), axes in zip(bands, contents, panels, strict=True):
@@ -120,7 +118,9 @@ def _histogram(panel: Axes, line: int, own: pd.DataFrame, scale: float, color: s
 def draw_time_split(tables_dir: Path) -> Figure:
     """Milliseconds per generated token, stacked by part; a peer has its total only."""
     table = read_table(tables_dir, "time_split")
-    bands, contents = _bands([(f"{place}: ms per generated token", cell) for place, cell in _places(table)], "method")
+    bands, contents = task_bands(
+        [(f"{place}: ms per generated token", cell) for place, cell in _places(table)], "method"
+    )
     drawing, panels = style.grid(bands, legend=SPLIT)
     for band, (methods, part), axes in zip(bands, contents, panels, strict=True):
         for task, panel in zip(band.tasks, axes, strict=True):
@@ -155,9 +155,11 @@ def draw_heads(tables_dir: Path) -> Figure:
     """Held-out top-1 agreement of each head with its target, and its expected acceptance, for each task."""
     table = read_table(tables_dir, "heads")
     table = table[table["position"] == 1]
-    models = _by(table, "model")
+    models = by(table, "model")
     parts = [(f"{model}: " if len(models) > 1 else "", part) for model, part in models]
-    bands, contents = _bands([(f"{title}held-out agreement with the target", part) for title, part in parts], "head")
+    bands, contents = task_bands(
+        [(f"{title}held-out agreement with the target", part) for title, part in parts], "head"
+    )
     drawing, panels = style.grid(bands, legend=(TOP1, EXPECTED))
     for band, (heads, part), axes in zip(bands, contents, panels, strict=True):
         for task, panel in zip(band.tasks, axes, strict=True):
@@ -187,35 +189,12 @@ def _heads_panel(panel: Axes, own: pd.DataFrame, heads: list[str]) -> None:
 
 def _places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(title, rows) of each model and group; the model is named only if there are several."""
-    models = _by(table, "model")
+    models = by(table, "model")
     for model, cell in models:
-        for group, part in _by(cell, "group"):
+        for group, part in by(cell, "group"):
             found = [part[column].iloc[0] for column in ("decoding", "dtype") if column in part]
             how = ", ".join(name for name in found if name != group)
             yield (f"{model}, " if len(models) > 1 else "") + group + (f" ({how})" if how else ""), part
-
-
-def _by(table: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    return [
-        (name, table[table[column] == name]) for name in sorted(table[column].unique(), key=KEYS.get(column, natural))
-    ]
-
-
-def _bands(
-    parts: list[tuple[str, pd.DataFrame]], lines: str, line_in: float = LINE_IN
-) -> tuple[list[Band], list[tuple[list[str], pd.DataFrame]]]:
-    """Bands of at most MAX_COLUMNS tasks, and for each its lines (methods or heads) and rows."""
-    bands, contents = [], []
-    for title, part in parts:
-        tasks = sorted(part["task"].unique(), key=natural)
-        names = sorted(part[lines].unique(), key=method_key)
-        # Five tasks are drawn as 3 + 2, not as 4 + 1.
-        width = math.ceil(len(tasks) / math.ceil(len(tasks) / style.MAX_COLUMNS))
-        for start in range(0, len(tasks), width):
-            heading = title + (" (continued)" if start else "")
-            bands.append(Band(heading, tasks[start : start + width], line_in * len(names)))
-            contents.append((names, part))
-    return bands, contents
 
 
 def _lines(panel: Axes, labels: list[str]) -> None:

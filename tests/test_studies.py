@@ -1,0 +1,65 @@
+"""Studies: every variation is a head like any other, under a name that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eesd.errors import EesdError
+from eesd.settings import complete, load_config, resolve_corpus, resolve_head, resolve_study, study_cards
+from eesd.studies import variations
+
+MODEL = "smollm2-135m"
+
+
+def configured(tmp_path: Path, overlay: dict) -> dict:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(yaml.safe_dump(overlay))
+    return load_config([path])
+
+
+def test_all_combinations_of_values_and_seeds_change_the_base_alone(tmp_path: Path):
+    entry = {"base": "deep4", "vary": {"depth": [1, 2], "loss": [{"soft": 1, "tv": 0.5}, {"hard": 1}]}, "seeds": [7, 8]}
+    config = configured(tmp_path, {"studies": {"mine": entry}, "run": {"studies": ["mine"]}})
+    made = variations(config, "mine")
+    assert [one.head for one in made][:3] == [
+        "mine.depth-1.loss-soft1-tv0.5.s7",
+        "mine.depth-1.loss-soft1-tv0.5.s8",
+        "mine.depth-1.loss-hard1.s7",
+    ]
+    assert len(made) == 2 * 2 * 2
+    assert made[0].varied == {"depth": 1, "loss": {"soft": 1, "tv": 0.5}}
+    settings = resolve_head(config, made[0].head)
+    assert settings["loss"] == {"soft": 1, "hard": 0, "tv": 0.5, "text": 0}
+    changed = {key for key, value in settings.items() if config["heads"]["deep4"][key] != value}
+    assert changed == {"depth", "loss", "seed"}
+    assert resolve_study(config, "mine")["varied"][made[0].head] == made[0].varied
+    assert study_cards(config, MODEL, "mine")[0] == f"results/heads/{MODEL}/{made[0].head}/card.json"
+
+
+def test_variants_have_names(tmp_path: Path):
+    variants = {"soft": {}, "hard_shallow": {"loss": {"hard": 1}, "exit_layer": 2}}
+    config = configured(tmp_path, {"studies": {"mine": {"variants": variants, "seeds": [0]}}})
+    made = variations(config, "mine")
+    assert [one.head for one in made] == ["mine.soft.s0", "mine.hard_shallow.s0"]
+    assert made[1].varied == {"variant": "hard_shallow"}
+    assert made[0].settings == config["heads"]["deep4"]
+
+
+def test_only_studies_that_run_define_heads_and_record_layers(tmp_path: Path):
+    config = load_config()
+    assert {"exit_layer", "init", "loss", "vocab_rows", "learning_curve", "context"} <= set(config["studies"])
+    assert all("." not in head for head in config["heads"])
+    assert resolve_corpus(config, "default")["exit_layers"] == [4]
+    with pytest.raises(EesdError, match=r"Unknown study among run\.studies 'init'"):
+        study_cards(config, MODEL, "init")
+    config = configured(tmp_path, {"run": {"studies": ["exit_layer"]}})
+    assert resolve_corpus(config, "default")["exit_layers"] == [2, 4, 6, 8, 12]
+    assert len(config["heads"]) == 2 + 5 * 3
+    assert complete({**config}) == config
+
+
+def test_the_default_learning_curve_has_five_points():
+    assert len(load_config()["studies"]["learning_curve"]["vary"]["train_tokens"]) >= 5
