@@ -43,7 +43,7 @@ def test_variants_have_names(tmp_path: Path):
     variants = {"soft": {}, "hard_shallow": {"loss": {"hard": 1}, "exit_layer": 2}}
     config = configured(tmp_path, {"studies": {"mine": {"variants": variants, "seeds": [0]}}})
     made = variations(config, "mine")
-    assert [one.head for one in made] == ["mine.soft.s0", "mine.hard_shallow.s0"]
+    assert {one.head for one in made} == {"mine.soft.s0", "mine.hard_shallow.s0"}
     assert made[1].varied == {"variant": "hard_shallow"}
     assert made[0].settings == config["heads"]["deep4"]
 
