@@ -42,10 +42,10 @@ def test_all_combinations_of_values_and_seeds_change_the_base_alone(tmp_path: Pa
 def test_variants_have_names(tmp_path: Path):
     variants = {"soft": {}, "hard_shallow": {"loss": {"hard": 1}, "exit_layer": 2}}
     config = configured(tmp_path, {"studies": {"mine": {"variants": variants, "seeds": [0]}}})
-    made = variations(config, "mine")
-    assert {one.head for one in made} == {"mine.soft.s0", "mine.hard_shallow.s0"}
-    assert made[1].varied == {"variant": "hard_shallow"}
-    assert made[0].settings == config["heads"]["deep4"]
+    made = {one.head: one for one in variations(config, "mine")}
+    assert set(made) == {"mine.soft.s0", "mine.hard_shallow.s0"}
+    assert made["mine.hard_shallow.s0"].varied == {"variant": "hard_shallow"}
+    assert made["mine.soft.s0"].settings == config["heads"]["deep4"]
 
 
 def test_only_studies_that_run_define_heads_and_record_layers(tmp_path: Path):
