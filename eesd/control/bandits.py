@@ -6,6 +6,7 @@ They maximise tokens per round, not tokens per second: a draft step costs them n
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,13 +36,13 @@ class LengthBandit(Learner):
             self.learn(self.length, accepted + 1)
             self.length = self.choose()
 
+    @abstractmethod
     def choose(self) -> int:
         """The length to play next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, length: int, tokens: int) -> None:
         """`tokens` came of a draft of this length."""
-        raise NotImplementedError
 
 
 @CONTROLLERS.register("ucb")

@@ -156,6 +156,7 @@ def draw_steps(tables_dir: Path) -> Figure:
         panel.axhline(1e3 * vanilla, label="vanilla", **VANILLA)
         panel.axhline(1e3 * best["seconds_per_token"], color="k", linewidth=0.9, label="oracle")
         panel.set_xlabel("drafting steps k")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         style.panel_title(panel, title, below_band_title=True)
     # Long drafts cost many times what the rules that matter do.
     axes[0][0].set_yscale("log", base=2)
