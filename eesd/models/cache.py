@@ -14,9 +14,15 @@ from eesd.models.config import ModelConfig
 
 LayerCache = tuple[Tensor, Tensor]
 
+# On a CPU caches are made for a multiple of so many slots, which the decode engine reads at a time.
+CHUNK = 64
+
 
 class KVCache:
-    """Keys and values of `num_layers` layers, each [batch, kv_heads, capacity, head_dim]."""
+    """Keys and values of `num_layers` layers, each [batch, kv_heads, capacity, head_dim].
+
+    On a CPU keys are stored turned, slots side by side: what the decode engine multiplies a query with, as it lies.
+    """
 
     def __init__(
         self,
@@ -28,10 +34,22 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         layers = config.num_layers if num_layers is None else num_layers
-        shape = (layers, batch, config.num_kv_heads, capacity, config.head_dim)
         self.capacity = capacity
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self._turned = torch.device(device).type == "cpu"
+        room, dim = capacity, config.head_dim
+        if self._turned:
+            # An odd number of chunks: with a power of two all dimensions would compete for the same places of a core's
+            # cache.
+            room = CHUNK * (-(-capacity // CHUNK) | 1)
+        outer = (layers, batch, config.num_kv_heads)
+        keys = torch.zeros(*outer, *((dim, room) if self._turned else (room, dim)), dtype=dtype, device=device)
+        self._hold(keys, torch.zeros(*outer, room, dim, dtype=dtype, device=device))
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        """Take over memory as it is stored; `keys` and `values` show it as [.., capacity, head_dim]."""
+        self._stored = keys, values
+        keys = keys.transpose(3, 4) if self._turned else keys
+        self.keys, self.values = keys[..., : self.capacity, :], values[..., : self.capacity, :]
 
     def layer(self, index: int) -> LayerCache:
         """Keys and values of one layer, as views."""
@@ -39,8 +57,7 @@ class KVCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """Keep only these batch rows, in this order (finished rows of a batch are retired)."""
-        self.keys = self.keys[:, rows].contiguous()
-        self.values = self.values[:, rows].contiguous()
+        self._hold(*(stored[:, rows] for stored in self._stored))
 
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, slots: int | Tensor) -> None:

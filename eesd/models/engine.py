@@ -6,7 +6,8 @@
     engine.name                           # "cpp-avx2", or "torch (no compiler)": goes into every row
 
 Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else in float32. In a bfloat16 model the
-states between layers and the cache are bfloat16, all inside a layer and the logits float32. A row's numbers depend
+states between layers and the cache are bfloat16, all inside a layer and the logits float32; where the processor has dot
+products of bfloat16 ("cpp-avx512bf16"), what a product reads is rounded too, as in torch. A row's numbers depend
 neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit.
 Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no
 cache) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off. On a CUDA device the engine is
@@ -28,7 +29,8 @@ from torch import Tensor
 from eesd.errors import EesdError, unknown
 from eesd.models.graphs import GraphEngine, graph_engine
 from eesd.models.kernels import BuildError, build, load
-from eesd.models.kernels.packing import Arena, bfloat16_exact, panels, vector
+from eesd.models.kernels.packing import Arena, Format, bfloat16_exact, panels, vector
+from eesd.models.cache import CHUNK
 from eesd.models.transformer import LayerCaches
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Matrix(Structure):
-    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32), ("is_bf16", c_int32)]
+    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32), ("format", c_int32)]
 
 
 class _Layer(Structure):
@@ -76,6 +78,7 @@ class _Call(Structure):
         ("key_layer", c_int64),
         ("key_batch", c_int64),
         ("key_head", c_int64),
+        ("key_dim", c_int64),
         ("threads", c_int32),
     ]
 
@@ -153,8 +156,8 @@ class Engine:
     def _matrix(self, weight: Tensor, bias: Tensor | None, keep: list[Tensor], parts: int = 1) -> _Matrix:
         """`parts` > 1: that many equal weights lie on top of each other, and their panels are to alternate."""
         weight = weight.detach()
-        exact = bfloat16_exact(weight)
-        packed = [panels(w.bfloat16() if exact else w.float(), self.panel) for w in weight.chunk(parts)]
+        form = self._format(weight)
+        packed = [panels(w, self.panel, form) for w in weight.chunk(parts)]
         data = self._arena.copy(torch.stack(packed, 1) if parts > 1 else packed[0])
         keep.append(data)
         address = None
@@ -162,7 +165,14 @@ class Engine:
             keep.append(vector(bias, self.panel))
             address = keep[-1].data_ptr()
         outputs = data.shape[0] * parts * self.panel if parts > 1 else weight.shape[0]
-        return _Matrix(data.data_ptr(), address, outputs, weight.shape[1], exact)
+        return _Matrix(data.data_ptr(), address, outputs, weight.shape[1], form)
+
+    def _format(self, weight: Tensor) -> Format:
+        """How a weight is stored: in bfloat16 where that is exact, for dot products of bfloat16 in bfloat16 models."""
+        if not bfloat16_exact(weight):
+            return Format.FLOAT32
+        pairs = self.library.eesd_takes_pairs() and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+        return Format.PAIRS if pairs else Format.BFLOAT16
 
     def _layer(self, layer: Layer, keep: list[Tensor]) -> _Layer:
         def norm(name: str) -> int | None:
@@ -227,6 +237,7 @@ class Engine:
             key_layer=key_layer * width,
             key_batch=key_batch,
             key_head=key_head,
+            key_dim=caches.keys.stride(4),
             threads=torch.get_num_threads(),
         )
         inputs, outputs, keys, values = (t.data_ptr() for t in (hidden, output, caches.keys, caches.values))
@@ -319,10 +330,11 @@ def _integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
 
 
 def _fits(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as the kernels expect."""
+    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as `KVCache` lays it on a CPU."""
     dim = keys.shape[4]
-    laid_out = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.stride()[3:] == (dim, 1)
-    return laid_out and keys.dtype == values.dtype == dtype and keys.stride() == values.stride()
+    laid_out = keys.stride(3) == 1 and keys.stride(4) % CHUNK == 0 and values.stride()[3:] == (dim, 1)
+    sized = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.dtype == values.dtype == dtype
+    return laid_out and sized and keys.stride()[:3] == values.stride()[:3]
 
 
 def _dense(mask: Tensor, batch: int, seq: int) -> Tensor | None:

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "product.h"
 
@@ -33,8 +34,9 @@ struct Call {
     const uint8_t* mask;               // [batch * seq, mask_stride], null: causal
     int64_t mask_stride;
     const float *cosine, *sine;  // [positions, dim]
-    void *keys, *values;                     // of the first layer
-    int64_t key_layer, key_batch, key_head;  // strides of the cache: bytes between layers, elements within one
+    void *keys, *values;                     // of the first layer: keys [dim, slots], values [slots, dim]
+    int64_t key_layer, key_batch, key_head;  // strides of both: bytes between layers, elements within one
+    int64_t key_dim;                         // elements between the dimensions of a key
     int32_t threads;
 };
 
@@ -68,7 +70,7 @@ struct Attention {
     void *keys, *values;
     float* partial;  // [rows][heads][chunks][2 + dim]
     int chunks;
-    float *queries, *keys_t, *chunk_values, *scores;  // this thread's
+    float *queries, *chunk_values, *scores;  // this thread's
 };
 
 // Norm (where the model has it) and rotate one head of one row.
@@ -89,6 +91,8 @@ void put(float* to, const float* from, int n) { std::copy(from, from + n, to); }
 void put(bf16* to, const float* from, int n) {
     for (int i = 0; i < n; i++) to[i] = to_bf16(from[i]);
 }
+void put(float& to, float from) { to = from; }
+void put(bf16& to, float from) { to = to_bf16(from); }
 
 // Write the new keys and values whose slots lie in this chunk.
 template <class C>
@@ -100,73 +104,65 @@ void write_cache(const Attention& a, int batch, int head, int start, C* keys, C*
         if (slot < start || slot >= start + CHUNK) continue;
         const float* x = a.qkv + row * a.qkv_row + size_t(s.heads + head) * s.dim;
         rotate(a, x, a.layer.k_norm, row, key);
-        put(keys + size_t(slot) * s.dim, key, s.dim);
+        for (int d = 0; d < s.dim; d++) put(keys[d * a.call.key_dim + slot], key[d]);
         put(values + size_t(slot) * s.dim, x + size_t(s.kv_heads) * s.dim, s.dim);
     }
 }
 
-// A float32 matrix [k_count, size] in panels: those of values lie side by side, those of turned keys in sequence.
-struct Panels {
-    const float* data;
-    size_t step, panel;
+// A matrix [k_count, size] as it lies in the cache, rows `step` apart.
+template <class W>
+struct Lying {
+    const W* data;
+    size_t step;
     int k_count, size;
 };
 
 // out[q] = sum over k of x[q][k] * w[k], for Q queries; what comes next is fetched meanwhile.
-template <int Q>
-void weigh(Panels w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+template <class W, int Q>
+void weigh(Lying<W> w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
     constexpr int MOST = Q <= 3 ? 2 : 1;  // panels at once: enough sums under way
     int n = 0;
     for (; n + MOST * PANEL <= w.size; n += MOST * PANEL) {
         vf acc[Q][MOST][2];
-        Ahead share{ahead.at, MOST * ahead.step};
-        multiply<float, Q, MOST>(w.data + n / PANEL * w.panel, w.step, w.panel, x, x_row, w.k_count, share, acc);
-        if (ahead.at) ahead.at += w.k_count * share.step;
+        multiply<W, Q, MOST>(w.data + n, w.step, PANEL, x, x_row, w.k_count, ahead, acc);
+        if (ahead.at) ahead.at += MOST * PANEL * sizeof(W);
         for (int q = 0; q < Q; q++)
             for (int p = 0; p < 2 * MOST; p++) store(out[q] + n + p * LANES, acc[q][p / 2][p % 2]);
     }
     for (; n < w.size; n += PANEL) {
         vf acc[Q][1][2];
-        multiply<float, Q, 1>(w.data + n / PANEL * w.panel, w.step, 0, x, x_row, w.k_count, {}, acc);
+        multiply<W, Q, 1>(w.data + n, w.step, 0, x, x_row, w.k_count, {}, acc);
         for (int q = 0; q < Q; q++) store(out[q] + n, acc[q][0][0]), store(out[q] + n + LANES, acc[q][0][1]);
     }
 }
 
-void weigh(int queries, Panels w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+template <class W>
+void weigh(int queries, Lying<W> w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
     switch (queries) {
 #define TILE(n) \
-    case n: return weigh<n>(w, x, x_row, out, ahead);
-        TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+    case n: return weigh<W, n>(w, x, x_row, out, ahead);
+        EVERY_TILE
 #undef TILE
     }
 }
 
-// Keys [live, dim] -> panels [CHUNK / PANEL][dim][PANEL]. Past the live slots lies anything: `soften` drops its scores.
+// As what the numbers of a cache are read.
 template <class C>
-void turn_keys(const C* keys, int live, int dim, float* to) {
-    for (int j = 0; j < live; j += 8) {
-        float* column = to + j / PANEL * PANEL * size_t(dim) + j % PANEL;
-        int count = std::min(8, live - j);
-        for (int d = 0; d < dim; d += 8)
-            if (count == 8)
-                transpose_8(keys + size_t(j) * dim + d, dim, column + d * PANEL, PANEL);
-            else
-                for (int i = 0; i < count; i++)
-                    for (int e = d; e < d + 8; e++) column[e * PANEL + i] = to_float(keys[size_t(j + i) * dim + e]);
-    }
-}
+using Read = std::conditional_t<std::is_same_v<C, bf16>, plain, C>;
+template <class C>
+const Read<C>* as_read(const C* x) { return reinterpret_cast<const Read<C>*>(x); }
 
-// Values of a chunk in float32, rows a multiple of PANEL long: copied only where they are not so already.
-const float* float_values(const Attention& a, const float* values, int live, size_t& stride) {
-    if (a.shape.dim % PANEL == 0) return stride = a.shape.dim, values;
-    for (int j = 0; j < live; j++) put(a.chunk_values + j * stride, values + size_t(j) * a.shape.dim, a.shape.dim);
-    return a.chunk_values;
-}
-const float* float_values(const Attention& a, const bf16* values, int live, size_t& stride) {
+// out[q] = weights [CHUNK] of query q times the values of a chunk. Rows that are no multiple of PANEL long are copied.
+template <class C>
+void weigh_values(const Attention& a, int queries, const C* values, int live, float* const* out, Ahead ahead) {
+    int dim = a.shape.dim;
+    if (dim % PANEL == 0) {
+        return weigh(queries, Lying<Read<C>>{as_read(values), size_t(dim), live, dim}, a.scores, CHUNK, out, ahead);
+    }
+    size_t row = padded(dim);
     for (int j = 0; j < live; j++)
-        for (int d = 0; d < a.shape.dim; d++)
-            a.chunk_values[j * stride + d] = to_float(values[size_t(j) * a.shape.dim + d]);
-    return a.chunk_values;
+        for (int d = 0; d < dim; d++) a.chunk_values[j * row + d] = to_float(values[size_t(j) * dim + d]);
+    weigh(queries, Lying<float>{a.chunk_values, row, live, dim}, a.scores, CHUNK, out, ahead);
 }
 
 // Turn scores [CHUNK] of one query into weights relative to their largest; returns that and their sum.
@@ -204,27 +200,26 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
     C *keys = static_cast<C*>(a.keys) + offset, *values = static_cast<C*>(a.values) + offset;
     write_cache(a, batch, head, start, keys, values);
     live = std::min(live - start, CHUNK);
-    keys += size_t(start) * s.dim, values += size_t(start) * s.dim;
-    for (int n = 0; n < live * s.dim; n += 64 / sizeof(C)) __builtin_prefetch(values + n);
-    turn_keys(keys, live, s.dim, a.keys_t);
-    size_t value_row = dim_row;
-    const float* chunk_values = float_values(a, values, live, value_row);
+    keys += start, values += size_t(start) * s.dim;
 
-    for (int first = 0; first < queries; first += 6) {
-        int count = std::min(6, queries - first);
-        float *out[6], *scores[6];
+    for (int first = 0; first < queries; first += MAX_TILE) {
+        int count = std::min(MAX_TILE, queries - first);
+        float *out[MAX_TILE], *scores[MAX_TILE];
         for (int q = 0; q < count; q++) {
             int row = first_row + (first + q) / group, query_head = head * group + (first + q) % group;
             out[q] = a.partial + ((size_t(row) * s.heads + query_head) * a.chunks + chunk) * part_row;
             scores[q] = a.scores + q * CHUNK;
         }
-        Panels key_panels{a.keys_t, PANEL, size_t(s.dim) * PANEL, s.dim, CHUNK};
-        weigh(count, key_panels, a.queries + size_t(first) * s.dim, s.dim, scores, {});
+        // While the keys are read the values are fetched, and meanwhile the keys of what is most likely the next task.
+        // Slots past the live ones hold anything: `soften` drops their scores.
+        Ahead to_values{reinterpret_cast<const char*>(values), CHUNK * sizeof(C)};
+        Ahead to_keys{reinterpret_cast<const char*>(keys + CHUNK), a.call.key_dim * sizeof(C)};
+        if (first > 0) to_values = to_keys = {};
+        Lying<Read<C>> w{as_read(keys), size_t(a.call.key_dim), s.dim, CHUNK};
+        weigh(count, w, a.queries + size_t(first) * s.dim, s.dim, scores, to_values);
         for (int q = 0; q < count; q++)
             soften(a, first_row + (first + q) / group, start, live, scores[q], out[q][dim_row], out[q][dim_row + 1]);
-        const C* next_keys = first == 0 ? keys + CHUNK * s.dim : nullptr;  // the next task's, most likely
-        Panels value_panels{chunk_values, value_row, PANEL, live, s.dim};
-        weigh(count, value_panels, a.scores, CHUNK, out, {reinterpret_cast<const char*>(next_keys), PANEL * sizeof(C)});
+        weigh_values(a, count, values, live, out, to_keys);
     }
 }
 

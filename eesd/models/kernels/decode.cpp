@@ -14,7 +14,7 @@ namespace {
 
 // Buffers live as long as the process: a call allocates nothing unless it is larger than all before it.
 float* scratch(int which, size_t size) {
-    static std::vector<float> buffers[8];
+    static std::vector<float> buffers[10];
     auto& buffer = buffers[which];
     if (buffer.size() < size + 16) buffer.assign(size + 16, 0.0f);
     auto address = reinterpret_cast<uintptr_t>(buffer.data());
@@ -62,19 +62,34 @@ void write_states(const float* states, size_t stride, bool is_bf16, int rows, in
     }
 }
 
+// Rows of activations that products read: rounded too where the weights are PAIRS.
+struct Activations {
+    float* data;
+    bf16* narrow;
+    size_t stride;
+    Rows rows(int count) const { return {data, narrow, stride, count}; }
+    void round(int row, size_t first, size_t count) const {
+        size_t at = row * stride + first;
+        if (narrow) put(narrow + at, data + at, count);
+    }
+};
+
 // A share of gate and up, and silu(gate) * up for it: panels of the two alternate.
-void gate_up(const Layer& layer, Part pairs, Rows x, float* both, float* active, size_t active_row) {
-    size_t both_row = 2 * active_row;
+void gate_up(const Layer& layer, Part pairs, Rows x, float* both, Activations active) {
+    size_t both_row = 2 * active.stride;
     product(layer.gate_up, {2 * pairs.first, 2 * pairs.last}, x, {both, both_row, false});
-    for (int r = 0; r < x.count; r++)
+    for (int r = 0; r < x.count; r++) {
         for (int p = pairs.first; p < pairs.last; p++)
             for (int i = 0; i < PANEL; i += LANES) {
                 const float* gate = both + r * both_row + 2 * p * PANEL + i;
                 vf g = load(gate), one = all(1.0f);
                 vf minus = -g;
                 minus = minus > 80.0f ? all(80.0f) : minus;
-                store(active + r * active_row + p * PANEL + i, g / (one + exponential(minus)) * load(gate + PANEL));
+                float* to = active.data + r * active.stride + p * PANEL + i;
+                store(to, g / (one + exponential(minus)) * load(gate + PANEL));
             }
+        active.round(r, pairs.first * PANEL, (pairs.last - pairs.first) * PANEL);
+    }
 }
 
 }  // namespace
@@ -83,8 +98,18 @@ extern "C" {
 
 int eesd_panel() { return PANEL; }
 
+int eesd_takes_pairs() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 const char* eesd_simd() {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+    return "avx512bf16";
+#elif defined(__AVX512F__)
     return "avx512";
 #elif defined(__AVX2__)
     return "avx2";
@@ -105,28 +130,35 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
     for (int r = 0; r < rows; r++) live[r / call->seq] = std::max(live[r / call->seq], call->slots[r] + 1);
     int chunks = chunk_count(*std::max_element(live.begin(), live.end()));
 
+    bool pairs = false;
+    for (const Matrix* m : {&layers[0]->qkv, &layers[0]->o, &layers[0]->gate_up, &layers[0]->down})
+        pairs = pairs || m->format == PAIRS;
+    auto narrow = [&](int which, size_t size) { return pairs ? reinterpret_cast<bf16*>(scratch(which, size / 2)) : nullptr; };
     float* states = scratch(0, rows * hidden_row);
     float* qkv = scratch(1, rows * qkv_row);
-    float* attended = scratch(2, rows * attended_row);
+    Activations attended{scratch(2, rows * attended_row), narrow(8, rows * attended_row), attended_row};
     float* both = scratch(3, 2 * rows * active_row);
-    float* active = scratch(4, rows * active_row);
+    Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
     float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
-    size_t own_size = rows * hidden_row + size_t(queries) * s.dim + CHUNK * (s.dim + dim_row + 6) + 64;
+    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + MAX_TILE) + 64;
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
 
 #pragma omp parallel num_threads(call->threads)
     {
         int thread = omp_get_thread_num(), threads = omp_get_num_threads();  // a runtime may give fewer than asked for
-        float* normed = own_all + own_size * thread;  // every thread norms all rows itself: cheaper than to wait
-        float* own_queries = normed + rows * hidden_row;
-        float* keys_t = own_queries + size_t(queries) * s.dim;
-        float* chunk_values = keys_t + CHUNK * s.dim;
+        float* own_data = own_all + own_size * thread;
+        // Every thread norms all rows itself: cheaper than to wait.
+        Activations normed{own_data, pairs ? reinterpret_cast<bf16*>(own_data + rows * hidden_row) : nullptr, hidden_row};
+        float* own_queries = own_data + 3 * rows * hidden_row / 2;
+        float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
-            for (int r = 0; r < rows; r++)
-                rms_norm(states + r * hidden_row, weight, normed + r * hidden_row, s.hidden, s.eps);
+            for (int r = 0; r < rows; r++) {
+                rms_norm(states + r * hidden_row, weight, normed.data + r * hidden_row, s.hidden, s.eps);
+                normed.round(r, 0, s.hidden);
+            }
         };
         if (thread == 0) read_states(call->input, s.is_bf16, rows, s.hidden, states, hidden_row);
         barrier.wait(threads);
@@ -135,31 +167,32 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
             Part own = share(panel_count(layer.down));  // of o too: both have the states as their outputs
             if (layer.qkv.data) {
                 norm(layer.attn_norm);
-                product(layer.qkv, share(panel_count(layer.qkv)), {normed, hidden_row, rows}, {qkv, qkv_row, false});
+                product(layer.qkv, share(panel_count(layer.qkv)), normed.rows(rows), {qkv, qkv_row, false});
                 barrier.wait(threads);
                 char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
                 char* values = static_cast<char*>(call->values) + i * call->key_layer;
-                Attention a{s,       *call,  layer,       qkv,    qkv_row,      keys,  values,
-                            partial, chunks, own_queries, keys_t, chunk_values, scores};
+                Attention a{s,      *call,   layer,  qkv,         qkv_row,      keys,
+                            values, partial, chunks, own_queries, chunk_values, scores};
                 s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads)
                           : attend<float>(a, live.data(), thread, threads);
                 barrier.wait(threads);
                 Part joins = share(rows * s.heads);
                 for (int j = joins.first; j < joins.last; j++) {
                     int row = j / s.heads, head = j % s.heads;
-                    float* gathered = attended + row * attended_row + head * s.dim;
+                    float* gathered = attended.data + row * attended_row + head * s.dim;
                     join(a, row, head, chunk_count(live[row / call->seq]), gathered);
+                    attended.round(row, head * s.dim, s.dim);
                 }
                 barrier.wait(threads);
-                product(layer.o, own, {attended, attended_row, rows}, {states, hidden_row, true});
+                product(layer.o, own, attended.rows(rows), {states, hidden_row, true});
                 barrier.wait(threads);
             }
             if (layer.gate_up.data) {
                 norm(layer.mlp_norm);
                 Part gated = share(panel_count(layer.gate_up) / 2);
-                gate_up(layer, gated, {normed, hidden_row, rows}, both, active, active_row);
+                gate_up(layer, gated, normed.rows(rows), both, active);
                 barrier.wait(threads);
-                product(layer.down, own, {active, active_row, rows}, {states, hidden_row, true});
+                product(layer.down, own, active.rows(rows), {states, hidden_row, true});
             }
             // Rounded after each layer, so that a range cut in two gives what the whole gives.
             if (s.is_bf16)
@@ -176,14 +209,17 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
 void eesd_linear(const Matrix* m, const float* norm, float eps, const void* input, int is_bf16, int rows, float* output,
                  int64_t out_row, int threads) {
     size_t row = padded(m->inputs);
-    float* states = scratch(7, rows * row);
-    read_states(input, is_bf16, rows, m->inputs, states, row);
-    if (norm)
-        for (int r = 0; r < rows; r++) rms_norm(states + r * row, norm, states + r * row, m->inputs, eps);
+    bf16* narrow = m->format == PAIRS ? reinterpret_cast<bf16*>(scratch(8, rows * row / 2)) : nullptr;
+    Activations states{scratch(7, rows * row), narrow, row};
+    read_states(input, is_bf16, rows, m->inputs, states.data, row);
+    for (int r = 0; r < rows; r++) {
+        if (norm) rms_norm(states.data + r * row, norm, states.data + r * row, m->inputs, eps);
+        states.round(r, 0, m->inputs);
+    }
 #pragma omp parallel num_threads(threads)
     {
         Part mine = part(panel_count(*m), omp_get_thread_num(), omp_get_num_threads());
-        product(*m, mine, {states, row, rows}, {output, size_t(out_row), false});
+        product(*m, mine, states.rows(rows), {output, size_t(out_row), false});
     }
 }
 }

@@ -1,11 +1,12 @@
 """Weights in the order in which the kernels read them.
 
-packed = arena.copy(panels(weight, panel=16))       # [panels, k, 16]: the 16 weights that multiply one activation
+packed = arena.copy(panels(weight, 16, form))      # [panels, k, 16]: the 16 weights that multiply one activation
 """
 
 from __future__ import annotations
 
 import mmap
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -13,17 +14,31 @@ from torch import Tensor
 HUGE_PAGE = 2 << 20
 
 
+class Format(IntEnum):
+    """How the numbers of a packed weight lie, as in product.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    PAIRS = 2
+
+
 def bfloat16_exact(weight: Tensor) -> bool:
     """Whether bfloat16 holds every number of `weight`."""
     return weight.dtype == torch.bfloat16 or torch.equal(weight.bfloat16().to(weight.dtype), weight)
 
 
-def panels(weight: Tensor, panel: int) -> Tensor:
-    """weight [outputs, k] -> [panels, k, panel], padded with zeros; bfloat16 alternates the two halves of a panel."""
-    outputs, k = weight.shape
-    weight = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % panel))
-    if weight.dtype == torch.bfloat16:
+def panels(weight: Tensor, panel: int, form: Format) -> Tensor:
+    """weight [outputs, k] -> [panels, k, panel], padded with zeros.
+
+    BFLOAT16 alternates the two halves of a panel, PAIRS has [panels, k / 2, panel, 2].
+    """
+    k = weight.shape[1]
+    weight = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % panel))
+    weight = weight.float() if form == Format.FLOAT32 else weight.bfloat16()
+    if form == Format.BFLOAT16:
         return weight.view(-1, 2, panel // 2, k).permute(0, 3, 2, 1).flatten(2)
+    if form == Format.PAIRS:
+        return weight.view(-1, panel, k // 2, 2).transpose(1, 2).flatten(2)
     return weight.view(-1, panel, k).transpose(1, 2)
 
 

@@ -3,11 +3,18 @@
 // Lanes are *outputs* (rows of the weight, slots of the cache), never the summed index: every sum runs over k in order,
 // one fused multiply-add a step. So a number depends neither on how many query rows are computed with it, nor on the
 // number of threads, nor on the width of the vectors.
+//
+// Processors with bfloat16 dot products take bfloat16 models in pairs of k: two products are added to a sum in one
+// step, twice the arithmetic of float32. Activations are rounded to bfloat16 for it, as torch does.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -19,12 +26,19 @@ constexpr int MAX_TILE = 6;
 constexpr int LANES = 4;
 constexpr int MAX_TILE = 12;
 #endif
+// TILE(n) for every number of rows that a tile can have.
+#if defined(__AVX512F__) || !defined(__AVX__)
+#define EVERY_TILE TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#else
+#define EVERY_TILE TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#endif
 constexpr int PANEL = 2 * LANES;  // outputs of one packed panel: a bfloat16 vector holds two float32 vectors
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef float vf_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t vh_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t vu_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 struct bf16 {
@@ -51,16 +65,59 @@ inline bf16 to_bf16(float x) {
     return bf16{uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-// The PANEL weights of one k. Packed bfloat16 alternates the halves of the panel: to unpack is to shift and to mask.
-inline void load_pair(const float* w, vf& low, vf& high) {
+struct plain {  // a bfloat16 number in a matrix that was not packed
+    uint16_t bits;
+};
+
+struct pair {  // of bfloat16 numbers that follow one another in k
+    bf16 of[2];
+};
+
+// How weights of a kind are multiplied: in which vectors, with activations of which kind, and how many k in a step.
+template <class W>
+struct Kind {
+    typedef vf Vector;
+    typedef float Activation;
+    static constexpr int DEPTH = 1;
+};
+
+// The PANEL weights of one step. Packed bfloat16 alternates the halves of the panel: to unpack is to shift and to mask.
+inline void load_halves(const float* w, vf& low, vf& high) {
     low = load(w);
     high = load(w + LANES);
 }
-inline void load_pair(const bf16* w, vf& low, vf& high) {
+inline void load_halves(const bf16* w, vf& low, vf& high) {
     vu both = *reinterpret_cast<const vu_at*>(w);
     low = (vf)(both << 16);
     high = (vf)(both & 0xffff0000u);
 }
+inline void load_halves(const plain* w, vf& low, vf& high) {
+    low = (vf)(__builtin_convertvector(*reinterpret_cast<const vh_at*>(w), vu) << 16);
+    high = (vf)(__builtin_convertvector(*reinterpret_cast<const vh_at*>(w + LANES), vu) << 16);
+}
+inline vf spread(float x) { return all(x); }
+inline void add_product(vf& sum, vf weights, vf activation) { sum += weights * activation; }
+
+#if defined(__AVX512BF16__)
+template <>
+struct Kind<pair> {
+    typedef __m512bh Vector;
+    typedef pair Activation;
+    static constexpr int DEPTH = 2;
+};
+inline void load_halves(const pair* w, __m512bh& low, __m512bh& high) {
+    low = (__m512bh)_mm512_loadu_si512(w);
+    high = (__m512bh)_mm512_loadu_si512(w + LANES);
+}
+inline __m512bh spread(pair x) {
+    int32_t both;
+    std::memcpy(&both, &x, 4);
+    return (__m512bh)_mm512_set1_epi32(both);
+}
+inline void add_product(vf& sum, __m512bh weights, __m512bh activation) {
+    sum = (vf)_mm512_dpbf16_ps((__m512)sum, weights, activation);
+}
+#endif
 
 // What to fetch from memory meanwhile: `step` bytes a step from `at` on; null: nothing.
 struct Ahead {
@@ -69,31 +126,32 @@ struct Ahead {
 };
 
 // acc[row][panel] = sum over k of w[panel][k] * x[row][k], for ROWS query rows and PANELS panels at once.
-// w: PANEL weights a step of `w_step`, panels `w_panel` apart; x: rows `x_row` apart.
-template <class W, int ROWS, int PANELS>
+// w: PANEL weights a step of `w_step`, panels `w_panel` apart; x: rows `x_row` apart; all counted in steps of k.
+template <class W, int ROWS, int PANELS, class X = typename Kind<W>::Activation>
 inline __attribute__((always_inline)) void multiply(const W* __restrict w, size_t w_step, size_t w_panel,
-                                                    const float* __restrict x, size_t x_row, int k_count, Ahead ahead,
+                                                    const X* __restrict x, size_t x_row, int k_count, Ahead ahead,
                                                     vf (&acc)[ROWS][PANELS][2]) {
+    constexpr int LINES = PANELS * (PANEL * sizeof(W) > 64 ? PANEL * sizeof(W) / 64 : 1);  // of memory, in a step
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PANELS; p++) acc[r][p][0] = acc[r][p][1] = vf{};
 #pragma GCC unroll 4
     for (int k = 0; k < k_count; k++) {
         if (ahead.at)
-            for (int i = 0; i < PANELS; i++) __builtin_prefetch(ahead.at + k * ahead.step + i * 64);
+            for (int i = 0; i < LINES; i++) __builtin_prefetch(ahead.at + k * ahead.step + i * 64);
 #pragma GCC unroll 8
         for (int p = 0; p < PANELS; p++) {
-            vf low, high;
+            typename Kind<W>::Vector low, high;
             const W* here = w + p * w_panel + k * w_step;
             // One row on four panels is what the processor prefetches best by itself.
             if (PANELS > 1 && ROWS > 1 && !ahead.at) __builtin_prefetch(reinterpret_cast<const char*>(here) + 1536);
-            load_pair(here, low, high);
+            load_halves(here, low, high);
             // Read the rows again for the next panel: kept in registers they would push the sums out.
             if (PANELS > 1 && ROWS > 2) __asm__("" : "+r"(x));
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
-                vf value = all(x[r * x_row + k]);
-                acc[r][p][0] += low * value;
-                acc[r][p][1] += high * value;
+                auto value = spread(x[r * x_row + k]);
+                add_product(acc[r][p][0], low, value);
+                add_product(acc[r][p][1], high, value);
             }
         }
     }
@@ -116,41 +174,4 @@ inline vf exponential(vf x) {
     vi tiny = x < -87.0f;
     vi power = (__builtin_convertvector(n, vi) + 127) << 23;
     return (vf)((vi)(p * (vf)power) & ~tiny);
-}
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-// Four numbers from each of two places.
-inline __m256 load_halves(const float* low, const float* high) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-}
-inline __m256 load_halves(const bf16* low, const bf16* high) {
-    __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(low));
-    __m128i both = _mm_unpacklo_epi64(first, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(both), 16));
-}
-#endif
-
-// to[column][row] = from[row][column] for 8 x 8 numbers.
-template <class C>
-inline void transpose_8(const C* from, size_t from_row, float* to, size_t to_row) {
-#if defined(__AVX2__)
-    __m256 a[8], b[8];
-    for (int i = 0; i < 4; i++) {  // the halves of four rows first: they can come together on the way from memory
-        a[i] = load_halves(from + i * from_row, from + (i + 4) * from_row);
-        a[i + 4] = load_halves(from + i * from_row + 4, from + (i + 4) * from_row + 4);
-    }
-    for (int i = 0; i < 8; i += 2) {
-        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            _mm256_storeu_ps(to + (i + 2 * j) * to_row, _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44));
-            _mm256_storeu_ps(to + (i + 2 * j + 1) * to_row, _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee));
-        }
-#else
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) to[i * to_row + j] = to_float(from[j * from_row + i]);
-#endif
 }
