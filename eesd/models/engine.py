@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from eesd.errors import EesdError, unknown
+from eesd.models.cache import CHUNK
 from eesd.models.graphs import GraphEngine, graph_engine
 from eesd.models.kernels import BuildError, build, load
 from eesd.models.kernels.packing import Arena, Format, bfloat16_exact, panels, vector
-from eesd.models.cache import CHUNK
 from eesd.models.transformer import LayerCaches
 
 if TYPE_CHECKING:
