@@ -26,10 +26,10 @@ from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
 from eesd.models.special import fingerprint
-from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer, head_logits, linear, run_layers
+from eesd.models.transformer import Layer, LayerCaches, RMSNorm, Rotary, Transformer, head_logits, linear, run_layers
 
 if TYPE_CHECKING:
-    from eesd.models.engine import Engine
+    from eesd.models.engine import Engine, Packed
     from eesd.models.graphs import GraphEngine
 
 
@@ -40,6 +40,8 @@ class ExitHead(nn.Module):
     lens: estimate the final state by a linear map of the state at the exit, the context and the layer's output,
     instead of the layer's output alone. deep: read a context, the normalised final state of the position before.
     """
+
+    packed: Packed | None = None  # set by `pack`: the engine that runs whole steps
 
     def __init__(self, config: ModelConfig, token_ids: Tensor | None, lens: bool = False, deep: bool = False) -> None:
         super().__init__()
@@ -74,15 +76,38 @@ class ExitHead(nn.Module):
     def pack(self, engine: Engine | GraphEngine | None) -> None:
         """Let the target's engine, if it has one, take over the head's weights."""
         if engine:
-            for module in (self.layer, *(m.weight for m in self.children() if isinstance(m, nn.Linear))):
-                engine.pack(module)
+            engine.pack(self.layer)
+            engine.pack(self.head.weight)
+            self.packed = engine.pack_exit(
+                self.layer, self.norm, self.fuse if self.deep else None, self.estimate if self.lens else None
+            )
 
     def step(
-        self, states: Tensor, context: Tensor | None, rotary: Rotary, cache: KVCache, slots: int | Tensor
+        self,
+        states: Tensor,
+        context: Tensor | None,
+        rotary: Rotary,
+        cache: KVCache,
+        slots: int | Tensor = 0,
+        last: int = 1,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Process states at cache slots from `slots` on; the estimate [batch, 1, hidden] at the last of them."""
-        hidden = run_layers([self.layer], rotary, self.enter(states, context), [cache.layer(0)], slots)[:, -1:]
-        return self.leave(states[:, -1:], None if context is None else context[:, -1:], hidden)
+        """Process states at cache slots from `slots` on; the estimates [batch, last, hidden] at the last of them.
+
+        slots, positions, mask: as in `Transformer.run`.
+        """
+        if self.packed:
+            caches = LayerCaches(cache.keys, cache.values)
+            done = self.packed.engine.exit_step(
+                self.packed, rotary, states, context, caches, slots, last, positions, mask
+            )
+            if done is not None:
+                return done
+        entered = self.enter(states, context)
+        hidden = run_layers([self.layer], rotary, entered, [cache.layer(0)], slots, positions, mask)
+        kept = slice(states.shape[1] - last, None)
+        return self.leave(states[:, kept], None if context is None else context[:, kept], hidden[:, kept])
 
 
 def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[ExitHead, dict[str, Any]]:
@@ -129,8 +154,7 @@ class ExitHeadDrafter(Drafter):
         if self.head.deep:
             after = self.target.norm(prompt.final)
             before, self.contexts = F.pad(after[:, :-1], (0, 0, 1, 0)), after[:, -1:]
-        entered = self.head.enter(prompt.states, before)
-        run_layers([self.head.layer], self.target.rotary, entered, [self.cache.layer(0)], 0)
+        self.head.step(prompt.states, before, self.target.rotary, self.cache, last=0)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
@@ -158,9 +182,7 @@ class ExitHeadDrafter(Drafter):
         if self.head.deep:
             final = target.run(states, slice(self.exit_layer, None), target.new_cache(len(tokens)))
             context = F.pad(target.norm(final)[:, :-1], (0, 0, 1, 0))
-        entered = self.head.enter(states, context)
-        hidden = run_layers([self.head.layer], target.rotary, entered, [own.layer(0)])
-        estimates = self.head.leave(states, context, hidden)[0, prompt_tokens:]
+        estimates = self.head.step(states, context, target.rotary, own, last=len(tokens) - prompt_tokens)[0]
         for first in range(0, len(chains), TEXT_BATCH):
             block = chains[first : first + TEXT_BATCH]
             rows = torch.zeros(len(block), dtype=torch.long, device=device)

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Iterator, Sequence
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,60 +27,20 @@ import torch
 from torch import Tensor
 
 from eesd.errors import EesdError, unknown
-from eesd.models.cache import CHUNK
 from eesd.models.graphs import GraphEngine, graph_engine
-from eesd.models.kernels import BuildError, build, load
+from eesd.models.kernels import BuildError, build, load, structs
+from eesd.models.kernels.layout import BLOCK_ROWS, Block, blocks, dense, fits, integers
 from eesd.models.kernels.packing import Arena, Format, bfloat16_exact, panels, vector
 from eesd.models.transformer import LayerCaches
 
 if TYPE_CHECKING:
+    from torch.nn import Linear
+
     from eesd.models.cache import LayerCache
+    from eesd.models.config import ModelConfig
     from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer
 
-# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core.
-BLOCK_ROWS = 64
-LARGEST_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-class _Matrix(Structure):
-    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32), ("format", c_int32)]
-
-
-class _Layer(Structure):
-    _fields_ = [(name, _Matrix) for name in ("qkv", "o", "gate_up", "down")] + [
-        (name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm")
-    ]
-
-
-class _Shape(Structure):
-    _fields_ = [(name, c_int32) for name in ("hidden", "heads", "kv_heads", "dim", "intermediate")] + [
-        ("eps", c_float),
-        ("is_bf16", c_int32),
-    ]
-
-
-class _Call(Structure):
-    _fields_ = [
-        ("input", c_void_p),
-        ("output", c_void_p),
-        ("batch", c_int32),
-        ("seq", c_int32),
-        ("window", c_int32),
-        ("slots", c_void_p),
-        ("positions", c_void_p),
-        ("mask", c_void_p),
-        ("mask_stride", c_int64),
-        ("cosine", c_void_p),
-        ("sine", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("key_layer", c_int64),
-        ("key_batch", c_int64),
-        ("key_head", c_int64),
-        ("key_dim", c_int64),
-        ("threads", c_int32),
-    ]
 
 
 # ---- packing --------------------------------------------------------------------------------------------------------
@@ -95,13 +55,14 @@ class Packed:
     keep: list[Tensor]
     sources: tuple[Tensor, ...]  # of a layer; empty for a single weight, which would refer to itself
     versions: list[int]
+    config: ModelConfig | None = None  # of a layer or an exit head
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled layer is not packed
 
     def keeping(self, attention: bool, mlp: bool) -> Packed:
         """The same weights of a layer, told to run only some of its sublayers."""
-        struct = _Layer.from_buffer_copy(self.struct)
+        struct = structs.Layer.from_buffer_copy(self.struct)
         if not attention:
             struct.qkv.data = None
         if not mlp:
@@ -121,8 +82,8 @@ class Plan:
     packs: list[Packed]
     sources: list[Tensor]
     versions: list[int]
-    shape: _Shape
-    structs: Any
+    shape: structs.Shape
+    pointers: Any
 
 
 # ---- the engine -----------------------------------------------------------------------------------------------------
@@ -153,7 +114,21 @@ class Engine:
         sources = () if isinstance(what, Tensor) else tuple(weights)
         what.packed = Packed(self, struct, keep, sources, _versions(weights))
 
-    def _matrix(self, weight: Tensor, bias: Tensor | None, keep: list[Tensor], parts: int = 1) -> _Matrix:
+    def pack_exit(self, layer: Layer, norm: RMSNorm, fuse: Linear | None, estimate: Linear | None) -> Packed | None:
+        """What `exit_step` needs of an exit head: its packed layer, norm, and the maps of context and lens, if any."""
+        if layer.packed is None:
+            return None
+        maps = [linear for linear in (fuse, estimate) if linear is not None]
+        sources = (*layer.packed.sources, norm.weight, *(weight for linear in maps for weight in linear.parameters()))
+        keep = [*layer.packed.keep, vector(norm.weight)]
+        matrices = [
+            structs.Matrix() if linear is None else self._matrix(linear.weight, linear.bias, keep)
+            for linear in (fuse, estimate)
+        ]
+        struct = structs.Exit(layer.packed.struct, *matrices, keep[len(layer.packed.keep)].data_ptr())
+        return Packed(self, struct, keep, sources, _versions(sources), layer.config)
+
+    def _matrix(self, weight: Tensor, bias: Tensor | None, keep: list[Tensor], parts: int = 1) -> structs.Matrix:
         """`parts` > 1: that many equal weights lie on top of each other, and their panels are to alternate."""
         weight = weight.detach()
         form = self._format(weight)
@@ -165,7 +140,7 @@ class Engine:
             keep.append(vector(bias, self.panel))
             address = keep[-1].data_ptr()
         outputs = data.shape[0] * parts * self.panel if parts > 1 else weight.shape[0]
-        return _Matrix(data.data_ptr(), address, outputs, weight.shape[1], form)
+        return structs.Matrix(data.data_ptr(), address, outputs, weight.shape[1], form)
 
     def _format(self, weight: Tensor) -> Format:
         """How a weight is stored: in bfloat16 where that is exact, for dot products of bfloat16 in bfloat16 models."""
@@ -174,7 +149,7 @@ class Engine:
         pairs = self.library.eesd_takes_pairs() and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
         return Format.PAIRS if pairs else Format.BFLOAT16
 
-    def _layer(self, layer: Layer, keep: list[Tensor]) -> _Layer:
+    def _layer(self, layer: Layer, keep: list[Tensor]) -> structs.Layer:
         def norm(name: str) -> int | None:
             module = getattr(layer, name, None)
             if module is None:
@@ -182,11 +157,11 @@ class Engine:
             keep.append(vector(module.weight))
             return keep[-1].data_ptr()
 
-        def matrix(linear: torch.nn.Linear, parts: int = 1) -> _Matrix:
+        def matrix(linear: torch.nn.Linear, parts: int = 1) -> structs.Matrix:
             return self._matrix(linear.weight, linear.bias, keep, parts)
 
         matrices = matrix(layer.qkv), matrix(layer.o), matrix(layer.gate_up, 2), matrix(layer.down)
-        return _Layer(*matrices, norm("attn_norm"), norm("mlp_norm"), norm("q_norm"), norm("k_norm"))
+        return structs.Layer(*matrices, norm("attn_norm"), norm("mlp_norm"), norm("q_norm"), norm("k_norm"))
 
     # ---- calls ----
 
@@ -213,45 +188,105 @@ class Engine:
                     return None
             return hidden
         plan = self._plan(layers, hidden.dtype)
-        if plan is None or not _fits(caches.keys, caches.values, hidden.dtype):
+        calls = plan and self._calls(layers[0].config, rotary, hidden, caches, slots, positions, mask)
+        if calls is None:
             return None
-        batch, seq, size = hidden.shape
+        output = torch.empty_like(hidden)
+        row_bytes = hidden.shape[2] * hidden.element_size()
+        for block, call in calls:
+            call.output = output.data_ptr() + block.first * row_bytes
+            self.library.eesd_run_layers(byref(plan.shape), plan.pointers, len(layers), byref(call))
+        return output
+
+    def exit_step(
+        self,
+        head: Packed,
+        rotary: Rotary,
+        states: Tensor,
+        contexts: Tensor | None,
+        caches: LayerCaches,
+        slots: int | Tensor,
+        last: int,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor | None:
+        """As `ExitHead.step`; None where the call is not for the engine."""
+        if torch.is_grad_enabled() or states.device.type != "cpu" or states.dtype not in DTYPES or states.numel() == 0:
+            return None
+        config = head.config
+        calls = self._calls(config, rotary, states, caches, slots, positions, mask)
+        if calls is None or _versions(head.sources) != head.versions:
+            return None
+        batch, seq, size = states.shape
+        contexts = None if contexts is None else contexts.contiguous()
+        output = states.new_empty(batch, last, size)
+        row_bytes, shape = size * states.element_size(), _shape(config, states.dtype)
+        for block, call in calls:
+            wanted = max(0, min(call.seq, last - seq + block.end))
+            call.output = output.data_ptr() + (block.row * last + last - wanted - (seq - block.end)) * row_bytes
+            context = None if contexts is None else contexts.data_ptr() + block.first * row_bytes
+            self.library.eesd_exit_step(byref(shape), byref(head.struct), byref(call), c_void_p(context), wanted)
+        return output
+
+    def _calls(
+        self,
+        config: ModelConfig,
+        rotary: Rotary,
+        hidden: Tensor,
+        caches: LayerCaches,
+        slots: int | Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+    ) -> Iterator[tuple[Block, structs.Call]] | None:
+        """One call for each block of rows, still without an output; None where the call is not for the engine."""
+        if not fits(caches.keys, caches.values, hidden.dtype):
+            return None
+        batch, seq, _ = hidden.shape
         if mask is not None:
-            mask = _dense(mask, batch, seq)
+            mask = dense(mask, batch, seq)
             if mask is None:
                 return None
-        slot_list = _integers(slots, batch, seq)
-        position_list = slot_list if positions is None else _integers(positions, batch, seq)
+        slot_list = integers(slots, batch, seq)
+        position_list = slot_list if positions is None else integers(positions, batch, seq)
         if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.keys.shape[3]:
             return None
         cosine, sine = self._table(rotary, max(position_list) + 1)
-        hidden = hidden.contiguous()
-        output = torch.empty_like(hidden)
+        return self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, (cosine, sine))
+
+    def _blocks(
+        self,
+        config: ModelConfig,
+        hidden: Tensor,
+        caches: LayerCaches,
+        places: tuple[list[int], list[int]],
+        mask: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+    ) -> Iterator[tuple[Block, structs.Call]]:
+        batch, seq, size = hidden.shape
         width = hidden.element_size()
-        key_layer, key_batch, key_head = caches.keys.stride()[:3]
-        call = _Call(
-            window=layers[0].config.window or 0,
+        key_layer, key_batch, key_head, _, key_dim = caches.keys.stride()
+        call = structs.Call(
+            window=config.window or 0,
             mask_stride=0 if mask is None else mask.shape[2],
-            cosine=cosine.data_ptr(),
-            sine=sine.data_ptr(),
+            cosine=angles[0].data_ptr(),
+            sine=angles[1].data_ptr(),
             key_layer=key_layer * width,
             key_batch=key_batch,
             key_head=key_head,
-            key_dim=caches.keys.stride(4),
+            key_dim=key_dim,
             threads=torch.get_num_threads(),
         )
-        inputs, outputs, keys, values = (t.data_ptr() for t in (hidden, output, caches.keys, caches.values))
-        for first, last, batches in _blocks(batch, seq):
-            rows, row_offset, cache_offset = last - first, first * size * width, first // seq * key_batch * width
-            numbers = (c_int32 * (2 * rows))(*slot_list[first:last], *position_list[first:last])
-            call.batch, call.seq = batches, rows // batches
-            call.input, call.output = inputs + row_offset, outputs + row_offset
+        for block in blocks(batch, seq):
+            first, last = block.first, block.first + block.count
+            numbers = (c_int32 * (2 * block.count))(*places[0][first:last], *places[1][first:last])
+            call.batch, call.seq = block.batches, block.count // block.batches
+            call.input = hidden.data_ptr() + first * size * width
             call.slots = ctypes.addressof(numbers)
-            call.positions = call.slots + 4 * rows
+            call.positions = call.slots + 4 * block.count
             call.mask = None if mask is None else mask.data_ptr() + first * mask.shape[2]
-            call.keys, call.values = keys + cache_offset, values + cache_offset
-            self.library.eesd_run_layers(ctypes.byref(plan.shape), plan.structs, len(layers), ctypes.byref(call))
-        return output
+            offset = block.row * key_batch * width
+            call.keys, call.values = caches.keys.data_ptr() + offset, caches.values.data_ptr() + offset
+            yield block, call
 
     def _plan(self, layers: Sequence[Layer], dtype: torch.dtype) -> Plan | None:
         """Sizes, and pointers to the packed layers; None if a layer is not packed or has changed since."""
@@ -265,8 +300,8 @@ class Engine:
                 self._plans.clear()
             sources = [source for pack in packs for source in pack.sources]
             versions = [version for pack in packs for version in pack.versions]
-            structs = (c_void_p * len(packs))(*(ctypes.addressof(pack.struct) for pack in packs))
-            plan = self._plans[key] = Plan(packs, sources, versions, _shape(layers[0].config, dtype), structs)
+            pointers = (c_void_p * len(packs))(*(ctypes.addressof(pack.struct) for pack in packs))
+            plan = self._plans[key] = Plan(packs, sources, versions, _shape(layers[0].config, dtype), pointers)
         return plan if _versions(plan.sources) == plan.versions else None
 
     def _table(self, rotary: Rotary, length: int) -> tuple[Tensor, Tensor]:
@@ -297,7 +332,7 @@ class Engine:
         for first in range(0, len(result), BLOCK_ROWS):
             rows = min(BLOCK_ROWS, len(result) - first)
             self.library.eesd_linear(
-                ctypes.byref(pack.struct),
+                byref(pack.struct),
                 c_void_p(None if scale is None else scale.data_ptr()),
                 c_float(eps),
                 c_void_p(x.data_ptr() + first * x.shape[-1] * x.element_size()),
@@ -310,8 +345,8 @@ class Engine:
         return (result if width == outputs else result[:, :outputs].contiguous()).view(*x.shape[:-1], outputs)
 
 
-def _shape(config: Any, dtype: torch.dtype) -> _Shape:
-    return _Shape(
+def _shape(config: Any, dtype: torch.dtype) -> structs.Shape:
+    return structs.Shape(
         config.hidden_size,
         config.num_heads,
         config.num_kv_heads,
@@ -320,36 +355,6 @@ def _shape(config: Any, dtype: torch.dtype) -> _Shape:
         config.norm_eps,
         dtype == torch.bfloat16,
     )
-
-
-def _integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
-    """Slots or positions of every row, batch row after batch row."""
-    if isinstance(x, int):
-        return list(range(x, x + seq)) * batch
-    return x.expand(batch, seq).flatten().tolist()
-
-
-def _fits(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as `KVCache` lays it on a CPU."""
-    dim = keys.shape[4]
-    laid_out = keys.stride(3) == 1 and keys.stride(4) % CHUNK == 0 and values.stride()[3:] == (dim, 1)
-    sized = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.dtype == values.dtype == dtype
-    return laid_out and sized and keys.stride()[:3] == values.stride()[:3]
-
-
-def _dense(mask: Tensor, batch: int, seq: int) -> Tensor | None:
-    """A mask broadcastable to [batch, 1, seq, live] as bytes [batch, seq, live]; None: too large, or per head."""
-    if mask.dtype != torch.bool or batch * seq > BLOCK_ROWS or (mask.ndim == 4 and mask.shape[1] != 1):
-        return None
-    return mask.expand(batch, 1, seq, mask.shape[-1])[:, 0].contiguous().view(torch.uint8)
-
-
-def _blocks(batch: int, seq: int) -> list[tuple[int, int, int]]:
-    """Row ranges of at most BLOCK_ROWS and the batch rows in each: as many as fit, or each batch row for itself."""
-    if batch * seq <= BLOCK_ROWS or seq == 1:
-        return [(b, min(b + BLOCK_ROWS, batch * seq), min(BLOCK_ROWS, batch - b)) for b in range(0, batch, BLOCK_ROWS)]
-    steps = range(0, seq, BLOCK_ROWS)
-    return [(b * seq + s, b * seq + min(s + BLOCK_ROWS, seq), 1) for b in range(batch) for s in steps]
 
 
 def make_engine(kind: str | None = None, device: torch.device | str = "cpu") -> Engine | GraphEngine:

@@ -33,6 +33,8 @@ from eesd.errors import EesdError
 from eesd.models.transformer import FEW_QUERIES, LayerCaches, causal_mask, run_plain
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from eesd.models.cache import LayerCache
     from eesd.models.transformer import Layer, RMSNorm, Rotary
 
@@ -178,6 +180,9 @@ class GraphEngine:
         pack, layer.packed = layer.packed, None
         for key in [key for key, graph in self._graphs.items() if pack in graph.packs]:
             del self._graphs[key]
+
+    def pack_exit(self, *parts: Module | None) -> None:
+        """Exit heads are not captured as a whole: their layer is, and what is around it stays in torch."""
 
     def head_logits(self, hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor | None:
         """Left to torch."""

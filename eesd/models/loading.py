@@ -28,6 +28,7 @@ from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
 from eesd.models.config import ARCHITECTURES, ModelConfig
 from eesd.models.gguf import convert_gguf
+from eesd.models.kernels import multiplies_bfloat16
 from eesd.models.transformer import Transformer
 from eesd.resources import EMBEDDED_MODEL, raw_path
 
@@ -182,12 +183,12 @@ def load_target(
 ) -> Transformer:
     """The frozen target of a model directory, on a CUDA device if there is one and no other is named.
 
-    dtype "auto": float32 on a CPU, bfloat16 on an accelerator. layers: load only these; the others have no memory and
-    cannot run, which is enough to build a head from a model of any size.
+    dtype "auto": bfloat16 on an accelerator and on a CPU with dot products of bfloat16, float32 on any other. layers:
+    load only these; the others have no memory and cannot run, which is enough to build a head from a model of any size.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
-        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        dtype = "bfloat16" if torch.device(device).type != "cpu" or multiplies_bfloat16() else "float32"
     config = load_config(folder)
     # No memory is spent on initial values that would be overwritten.
     with torch.device("meta"):

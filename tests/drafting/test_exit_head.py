@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from eesd.distill.rollout import rollout
 from eesd.drafting import DRAFTERS, Prompt
 from eesd.drafting.exit_head import ExitHeadDrafter
 from eesd.errors import EesdError
+from eesd.models.engine import attach_engine
+from eesd.models.transformer import LayerCaches
 from tests.toys import VOCAB, exit_drafter, tiny_head, tiny_target
 
 GREEDY = Sampling()
@@ -31,6 +34,43 @@ def test_steps_equal_the_whole_sequence(pieces, lens, deep):
         estimate = head.step(piece, before if deep else None, target.rotary, cache, slot)
         slot += piece.shape[1]
         torch.testing.assert_close(estimate[:, 0], whole[:, slot - 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, False), (False, True), (True, True)])
+def test_the_engine_runs_whole_steps(dtype, lens, deep):
+    """torch's numbers within rounding, and the same bit for bit in pieces, of a text longer than one block of rows."""
+    target = tiny_target()
+    head = tiny_head(target, rows=20, lens=lens, deep=deep)
+    for weight in head.parameters():
+        weight.copy_(weight.bfloat16())
+    target, head = target.to(dtype), head.to(dtype)
+    states, context = torch.randn(2, 1, 90, target.config.hidden_size).to(dtype)
+    context = context if deep else None
+
+    def steps(pieces):
+        cache, found, slot = target.new_cache(90, num_layers=1), [], 0
+        for size in pieces:
+            part = slice(slot, slot + size)
+            before = None if context is None else context[:, part]
+            found.append(head.step(states[:, part], before, target.rotary, cache, slot, last=min(size, 70)))
+            slot += size
+        return torch.cat(found, 1)
+
+    with torch.inference_mode():
+        plain = steps([90])
+        head.pack(attach_engine(target, "cpp"))
+        whole = steps([90])
+        assert plain.shape == whole.shape == (1, 70, target.config.hidden_size)
+        assert (whole - plain).abs().mean() < (1e-5 if dtype == torch.float32 else 0.02)
+        assert torch.equal(steps([20, 1, 3, 66])[:, -70:], whole)
+    with torch.no_grad():
+        head.norm.weight.mul_(2)
+        cache = target.new_cache(90, num_layers=1)
+        caches = LayerCaches(cache.keys, cache.values)
+        changed = head.packed.engine.exit_step(head.packed, target.rotary, states, context, caches, 0, 1)
+    assert changed is None, "weights that changed after packing must not be used as they were"
 
 
 @pytest.mark.parametrize("lens", [False, True])

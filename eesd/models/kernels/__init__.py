@@ -62,6 +62,11 @@ def _cpu_flags() -> str:
     )
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has the dot products of bfloat16 that the kernels use (AVX-512 BF16)."""
+    return "avx512_bf16" in _cpu_flags().split()
+
+
 def library_key(compiler: str) -> str:
     """Hash of all that the built library depends on: sources, flags, compiler, processor, OpenMP library."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout

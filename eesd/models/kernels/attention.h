@@ -50,6 +50,7 @@ float lane_sum(const float* s) {  // of 16, as a fixed tree
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
+// Without a weight (null) all numbers weigh the same.
 void rms_norm(const float* x, const float* weight, float* y, int size, float eps) {
     float squares[16] = {};
     int i = 0;
@@ -57,7 +58,7 @@ void rms_norm(const float* x, const float* weight, float* y, int size, float eps
         for (int j = 0; j < 16; j++) squares[j] += x[i + j] * x[i + j];
     for (int j = 0; i + j < size; j++) squares[j] += x[i + j] * x[i + j];
     float scale = 1.0f / std::sqrt(lane_sum(squares) / size + eps);
-    for (int j = 0; j < size; j++) y[j] = x[j] * scale * weight[j];
+    for (int j = 0; j < size; j++) y[j] = weight ? x[j] * scale * weight[j] : x[j] * scale;
 }
 
 // Everything one layer's attention needs. `C` is how the cache is stored.

@@ -14,7 +14,7 @@ namespace {
 
 // Buffers live as long as the process: a call allocates nothing unless it is larger than all before it.
 float* scratch(int which, size_t size) {
-    static std::vector<float> buffers[10];
+    static std::vector<float> buffers[15];
     auto& buffer = buffers[which];
     if (buffer.size() < size + 16) buffer.assign(size + 16, 0.0f);
     auto address = reinterpret_cast<uintptr_t>(buffer.data());
@@ -221,5 +221,47 @@ void eesd_linear(const Matrix* m, const float* norm, float eps, const void* inpu
         Part mine = part(panel_count(*m), omp_get_thread_num(), omp_get_num_threads());
         product(*m, mine, states.rows(rows), {output, size_t(out_row), false});
     }
+}
+
+struct Exit {  // of eesd/drafting/exit_head.py; without data in fuse there is no context, in estimate no lens
+    Layer layer;
+    Matrix fuse, estimate;
+    const float* norm;
+};
+
+// One exit head on rows of states at the exit; see `Call`. For the last `last` rows of every batch row it writes what
+// the head takes the target's normalised final states to be, from the states, their contexts and its layer's output.
+void eesd_exit_step(const Shape* shape, const Exit* exit, const Call* call, const void* contexts, int last) {
+    const Shape& s = *shape;
+    int rows = call->batch * call->seq, wanted = call->batch * last, bytes = s.is_bf16 ? 2 : 4;
+    size_t row = padded(s.hidden), whole = row * rows, parts_row = exit->estimate.inputs;
+    float *states = scratch(10, whole), *fused = scratch(11, whole), *context = scratch(12, whole);
+    float* parts = scratch(13, wanted * (parts_row + row));
+    float* estimates = parts + wanted * parts_row;
+    Call inner = *call;
+    read_states(call->input, s.is_bf16, rows, s.hidden, states, row);
+    if (exit->fuse.data) {
+        read_states(contexts, s.is_bf16, rows, s.hidden, context, row);
+        eesd_linear(&exit->fuse, nullptr, 0, contexts, s.is_bf16, rows, fused, row, call->threads);
+        for (size_t i = 0; i < whole; i++) fused[i] += states[i];
+        inner.input = scratch(14, whole);
+        write_states(fused, row, s.is_bf16, rows, s.hidden, inner.input);
+    }
+    inner.output = fused;
+    const Layer* layer = &exit->layer;
+    eesd_run_layers(shape, &layer, 1, &inner);
+    if (!last) return;
+    for (int i = 0; i < wanted; i++) {
+        int from = i / last * call->seq + call->seq - last + i % last;
+        float* part = parts + i * parts_row;
+        float* normed = exit->estimate.data ? part + parts_row - s.hidden : estimates + i * row;
+        read_states(reinterpret_cast<char*>(fused) + size_t(from) * s.hidden * bytes, s.is_bf16, 1, s.hidden, normed, 0);
+        rms_norm(normed, exit->norm, normed, s.hidden, s.eps);
+        if (!exit->estimate.data) continue;
+        rms_norm(states + from * row, nullptr, part, s.hidden, s.eps);
+        if (exit->fuse.data) put(part + s.hidden, context + from * row, s.hidden);
+    }
+    if (exit->estimate.data) eesd_linear(&exit->estimate, nullptr, 0, parts, 0, wanted, estimates, row, call->threads);
+    write_states(estimates, row, s.is_bf16, wanted, s.hidden, call->output);
 }
 }

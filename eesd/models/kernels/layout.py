@@ -1,0 +1,59 @@
+"""What the kernels ask of the tensors they are given: plain numbers for slots, dense masks, caches as `KVCache` lays
+them, and blocks of rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eesd.models.cache import CHUNK
+
+# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core.
+BLOCK_ROWS = 64
+LARGEST_HEAD_DIM = 256
+
+
+def integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
+    """Slots or positions of every row, batch row after batch row."""
+    if isinstance(x, int):
+        return list(range(x, x + seq)) * batch
+    return x.expand(batch, seq).flatten().tolist()
+
+
+def fits(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as `KVCache` lays it on a CPU."""
+    dim = keys.shape[4]
+    laid_out = keys.stride(3) == 1 and keys.stride(4) % CHUNK == 0 and values.stride()[3:] == (dim, 1)
+    sized = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.dtype == values.dtype == dtype
+    return laid_out and sized and keys.stride()[:3] == values.stride()[:3]
+
+
+def dense(mask: Tensor, batch: int, seq: int) -> Tensor | None:
+    """A mask broadcastable to [batch, 1, seq, live] as bytes [batch, seq, live]; None: too large, or per head."""
+    if mask.dtype != torch.bool or batch * seq > BLOCK_ROWS or (mask.ndim == 4 and mask.shape[1] != 1):
+        return None
+    return mask.expand(batch, 1, seq, mask.shape[-1])[:, 0].contiguous().view(torch.uint8)
+
+
+class Block(NamedTuple):
+    """Rows first .. first + count of a call: `batches` whole batch rows from `row` on, or a part of one up to `end`."""
+
+    first: int
+    count: int
+    row: int
+    batches: int
+    end: int
+
+
+def blocks(batch: int, seq: int) -> list[Block]:
+    """Blocks of at most BLOCK_ROWS: as many batch rows as fit, or each batch row for itself."""
+    if batch * seq <= BLOCK_ROWS:
+        return [Block(0, batch * seq, 0, batch, seq)]
+    if seq == 1:
+        return [
+            Block(b, min(BLOCK_ROWS, batch - b), b, min(BLOCK_ROWS, batch - b), 1) for b in range(0, batch, BLOCK_ROWS)
+        ]
+    parts = [(s, min(s + BLOCK_ROWS, seq)) for s in range(0, seq, BLOCK_ROWS)]
+    return [Block(b * seq + s, end - s, b, 1, end) for b in range(batch) for s, end in parts]
