@@ -31,6 +31,7 @@ from eesd.distill.losses import mixed_loss
 from eesd.distill.record import Trace
 from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
+from eesd.models.kernels import multiplies_bfloat16
 from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
 from eesd.progress import progress
@@ -127,7 +128,8 @@ def optimise(
             epoch, index = divmod(step, per_epoch)
             if step == start or index == 0:
                 order = epoch_batches(traces, settings["batch"], settings["seed"] + epoch)
-            loss = batch_loss(student, order[index])
+            with mixed_precision(student.target.device):
+                loss = batch_loss(student, order[index])
             for group in optimiser.param_groups:
                 group["lr"] = settings["learning_rate"] * learning_rate_factor(step, total)
             optimiser.zero_grad()
@@ -144,6 +146,11 @@ def optimise(
                 saved = perf_counter()
                 save_checkpoint(work, stamp, student.module, optimiser, step + 1, earlier_s + saved - began)
     return earlier_s
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device multiplies it faster; weights, sums and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or multiplies_bfloat16())
 
 
 def learning_rate_factor(step: int, total: int) -> float:
