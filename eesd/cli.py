@@ -119,6 +119,22 @@ def train(
 
 
 @app.command()
+def publish(head: Annotated[Path, typer.Option(help="folder of a trained head")], out: Out) -> None:
+    """Put a trained head among the published ones."""
+    from eesd.distill.published import publish_head
+
+    publish_head(head, out)
+
+
+@app.command()
+def take(head: Annotated[Path, typer.Option(help="folder of a published head")], model: Model, out: Out) -> None:
+    """Use a published head instead of training one."""
+    from eesd.distill.published import take_head
+
+    take_head(head, model, out)
+
+
+@app.command()
 def skips(
     model: Model,
     costs: Annotated[Path, typer.Option(help="cost table of `eesd hardware`")],

