@@ -27,7 +27,7 @@ DRAFTER_KEYS = {
     "assistant": "assistant",
     "self_sd": "skips",
 }
-# The kind of head that each of these drafters reads.
+# The kind of head that each of these drafters reads. They are the ones that draft trees, too.
 DRAFTER_KINDS = {"exit_head": "exit_layer", "medusa": "medusa"}
 
 
@@ -90,7 +90,7 @@ def _check_method(config: Config, name: str) -> None:
     drafts = method["drafter"] is not None
     if name == BASELINE and any(value is not None for value in method.values()):
         raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
-    own = [key for key in ("drafter", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
+    own = [key for key in ("drafter", "tree", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
     if method["peer"] is not None and own:
         raise _mistake(where, f"a peer brings its own loop: remove {', '.join(own)}, or the peer.")
     if method["peer"] is None and method["generation"] is not None:
@@ -123,8 +123,36 @@ def _check_method(config: Config, name: str) -> None:
             raise _mistake(
                 where, f"controller {method['controller']['name']} knows what exit heads cost: use drafter exit_head."
             )
-    if method["costs"] is not None and not (drafts and kind.uses_costs):
-        raise _mistake(where, "costs are read by cost-aware controllers only, such as cost_ts: remove them.")
+    if method["tree"] is not None:
+        _check_tree(method, f"{where}.tree")
+    if method["costs"] is not None and not (drafts and (kind.uses_costs or tree_uses_costs(method))):
+        raise _mistake(
+            where,
+            "costs are read by cost-aware controllers only, such as cost_ts, and by Medusa trees without nodes: "
+            "remove them.",
+        )
+
+
+def _check_tree(method: Mapping[str, Any], where: str) -> None:
+    tree, drafter = method["tree"], method["drafter"]
+    if drafter not in DRAFTER_KINDS:
+        raise _mistake(
+            where, f"drafters {' and '.join(DRAFTER_KINDS)} draft trees, {drafter} drafts chains: remove it."
+        )
+    if drafter == "exit_head" and None in (tree["nodes"], tree["width"]):
+        raise _mistake(where, "trees of drafter exit_head need nodes and width.")
+    if drafter == "medusa" and tree["width"] is not None:
+        raise _mistake(where, "the tree of drafter medusa follows from measured accuracies: remove width.")
+    if CONTROLLERS[method["controller"]["name"]].uses_costs:
+        raise _mistake(
+            where,
+            f"controller {method['controller']['name']} knows what chains cost: remove the tree, or take another one.",
+        )
+
+
+def tree_uses_costs(method: Mapping[str, Any]) -> bool:
+    """Whether the size of a method's tree is chosen by the cost table."""
+    return method.get("tree") is not None and method["tree"]["nodes"] is None
 
 
 def controller_settings(controller: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -167,6 +195,8 @@ def _check_replay(config: Config, name: str) -> None:
             )
     if group["temperature"] > 0:
         raise _mistake(f"{where}.group", f"'{replay['group']}' samples, and only greedy outputs can be replayed.")
+    if any("tree" in controller for controller in replay["controllers"]):
+        raise _mistake(f"{where}.controllers", "replay follows recorded chains and knows no trees: remove tree.")
     try:
         longest = max(make_controller(settings).k_max for settings in expand(replay["controllers"]))
     except (EesdError, TypeError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from eesd.checks import DRAFTER_KINDS, check_known, check_names, controller_settings, plain
+from eesd.checks import DRAFTER_KINDS, check_known, check_names, controller_settings, plain, tree_uses_costs
 from eesd.control import CONTROLLERS
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
@@ -129,7 +129,7 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
     found = {key: value for key, value in _entry(config, "method", method).items() if value is not None}
     if "controller" in found:
         found["controller"] = controller_settings(found["controller"], f"methods.{method}.controller")
-        if CONTROLLERS[found["controller"]["name"]].uses_costs:
+        if CONTROLLERS[found["controller"]["name"]].uses_costs or tree_uses_costs(found):
             found.setdefault("costs", cost_path(model))
     if "generation" in found:
         found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}

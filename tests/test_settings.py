@@ -139,6 +139,19 @@ def overlay(tmp_path: Path, text: str) -> Path:
             "studies.mine: its head 'mine.depth-1.s0' is also defined under heads",
         ),
         ("methods: {one: {costs: a100.json}}", "costs are read by cost-aware controllers only"),
+        (
+            "methods: {eesd_tree: {tree: {nodse: 4}}}",
+            "methods.eesd_tree.tree: Unknown key 'nodse'. Did you mean 'nodes'",
+        ),
+        ("methods: {eesd_tree: {tree: {nodes: 64}}}", "methods.eesd_tree.tree.nodes: 64 is greater than the maximum"),
+        ("methods: {eesd_tree: {tree: {width: null}}}", "trees of drafter exit_head need nodes and width"),
+        ("methods: {medusa_tree: {tree: {width: 3}}}", "follows from measured accuracies: remove width"),
+        ("methods: {medusa_tree: {tree: {acceptance: typcial}}}", "Did you mean 'typical'?"),
+        ("methods: {lookup: {tree: {nodes: 3}}}", "drafters exit_head and medusa draft trees, lookup drafts chains"),
+        ("methods: {hf_generate: {tree: {nodes: 3}}}", "a peer brings its own loop: remove tree"),
+        ("methods: {eesd_cost: {tree: {nodes: 5, width: 2}}}", "controller cost_ts knows what chains cost: remove the"),
+        ("methods: {eesd_tree: {costs: a100.json}}", "costs are read by cost-aware controllers only"),
+        ("replays: {steps: {controllers: [{name: static, tree: {nodes: 4}}]}}", "replay follows recorded chains"),
         ("models: {smollm2-135m: {source: hub}}", "models.smollm2-135m: source 'hub' needs a path"),
         ("models: {smollm2-135m: {path: somewhere}}", "the embedded model takes no path"),
         ("models: {smollm2-135m: {source: gguf, path: none.gguf}}", "'none.gguf' does not exist"),
@@ -233,6 +246,19 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert method_files(load_config(), MODEL, "bfloat16") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
+
+
+def test_a_medusa_tree_without_nodes_names_its_cost_table(tmp_path: Path):
+    config = load_config()
+    found = resolve_method(config, MODEL, "medusa_tree")
+    assert found["costs"] == f"resources/hardware/{MODEL}.json"
+    assert found["tree"] == {"nodes": None, "width": None, "acceptance": "exact", "epsilon": 0.09, "delta": 0.3}
+    assert method_files(config, MODEL, "trees") == [found["costs"]]
+    own = load_config([overlay(tmp_path, "methods: {medusa_tree: {tree: {nodes: 9}}}")])
+    assert "costs" not in resolve_method(own, MODEL, "medusa_tree")
+    assert "tree" not in resolve_method(own, MODEL, "medusa")
+    own = load_config([overlay(tmp_path, "methods: {medusa_tree: {costs: a100.json}}")])
+    assert resolve_method(own, MODEL, "medusa_tree")["costs"] == "a100.json"
 
 
 def test_bench_settings_are_complete_plain_and_reach_nothing_else():

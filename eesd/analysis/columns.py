@@ -36,9 +36,12 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "acceptance": {
         **_WHO,
-        "acceptance_rate": "accepted / drafted tokens, bonus token not counted; empty if nothing is drafted",
+        "acceptance_rate": (
+            "accepted / drafted tokens, bonus token not counted; empty if nothing is drafted. Of a tree all nodes that "
+            "were verified count as drafted, of which one path can be accepted"
+        ),
         "tokens_per_round": "output tokens after those of the prefill / rounds, with the bonus token; vanilla = 1",
-        "drafted_per_round": "drafted tokens / rounds",
+        "drafted_per_round": "drafted tokens / rounds; of trees, nodes that were verified",
         "rounds": "verification passes of the target, all units together",
         "n_items": "prompts",
         **_DATASET,

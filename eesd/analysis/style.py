@@ -70,6 +70,9 @@ METHOD_LABELS = {
     "lookup": "prompt lookup",
     "hf_lookup": "HF prompt lookup",
     "medusa": "Medusa",
+    "medusa_tree": "Medusa, tree",
+    "medusa_typical": "Medusa, typical",
+    "eesd_tree": "EESD, tree",
 }
 TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
 BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, calibration_of, make_controller, read_costs
+from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
 from eesd.decoding.generate import Generation, OnTokens, generate
 from eesd.decoding.sampling import Sampling
+from eesd.decoding.tree import Branching, Typical
 from eesd.drafting import DRAFTERS, Drafter
+from eesd.drafting.medusa_tree import accuracies_of, best_nodes, choose_tree
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.models.cache import KVCache
@@ -23,6 +25,11 @@ from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 
 Method = Callable[..., Generation]
+
+# Tokens in the cache at which the cost of verifying a tree is read.
+TREE_CONTEXT = 256
+# Of a tree whose nodes are chosen by cost, at most: cost tables end before.
+MOST_NODES = 63
 
 
 def build_method(
@@ -38,13 +45,14 @@ def build_method(
     if "peer" in settings:
         peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos, settings.get("generation"))
         return peer.generate
-    drafter = controller = None
+    drafter = controller = branching = None
     if "drafter" in settings:
         if "controller" not in settings:
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
         equip(name, controller, settings, drafter)
+        branching = make_branching(settings, controller, drafter)
 
     def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:
         return generate(
@@ -52,6 +60,7 @@ def build_method(
             prompt,
             drafter=drafter,
             controller=controller,
+            branching=branching,
             sampling=sampling,
             max_new_tokens=max_new_tokens,
             eos=eos,
@@ -76,6 +85,38 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
     if controller.uses_costs:
         costs = read_costs(settings["costs"], drafter.exit_layer)
     controller.equip(calibration, costs)
+
+
+def make_branching(settings: Mapping[str, Any], controller: Controller, drafter: Drafter) -> Branching | None:
+    """The trees that a method drafts, None if it drafts chains; Medusa's is chosen here, and as deep as `k_max`."""
+    tree = settings.get("tree")
+    if tree is None:
+        return None
+    typical = Typical(tree["epsilon"], tree["delta"]) if is_lossy(settings) else None
+    nodes, width = tree["nodes"], tree["width"]
+    if width is not None:
+        return Branching(nodes, width, typical=typical)
+    accuracies = accuracies_of(drafter.card, Path(settings["head_path"]) / "card.json")[: controller.k_max]
+    if nodes is None:
+        head_s, verify_s = read_verification(settings["costs"], TREE_CONTEXT)
+        nodes = best_nodes(accuracies, verify_s, head_s * len(accuracies))
+    paths = choose_tree(accuracies, nodes)
+    return Branching(len(paths), paths=paths, typical=typical)
+
+
+def tree_room(settings: Mapping[str, Any]) -> int:
+    """Cache slots that drafts of a method need beyond its output."""
+    tree = settings.get("tree")
+    if tree is None:
+        return 0
+    if tree["width"] is None:
+        return tree["nodes"] or MOST_NODES
+    return Branching(tree["nodes"], tree["width"]).room(make_controller(settings["controller"]).k_max)
+
+
+def is_lossy(settings: Mapping[str, Any]) -> bool:
+    """Whether a method may change the output by design."""
+    return (settings.get("tree") or {}).get("acceptance") == "typical"
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:

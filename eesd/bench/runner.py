@@ -20,7 +20,7 @@ import torch
 
 from eesd.bench import facts
 from eesd.bench.compare import Comparison, Judge
-from eesd.bench.methods import Method, build_method, method_identity
+from eesd.bench.methods import Method, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
 from eesd.decoding.generate import Generation
 from eesd.decoding.sampling import Sampling
@@ -62,7 +62,8 @@ class Bench:
         self._check_lengths()
         self.judge = Judge(self.target, model_dir)
         eos = eos_ids(model_dir, self.tokenizer)
-        cache = self.target.new_cache(max(len(prompt.tokens) for prompt in self.prompts) + settings["max_new_tokens"])
+        longest = max(len(prompt.tokens) for prompt in self.prompts) + settings["max_new_tokens"]
+        cache = self.target.new_cache(longest + max(map(tree_room, settings["methods"].values())))
         self.identities = {name: self._identity(method) for name, method in settings["methods"].items()}
         self.methods: dict[str, Method] = {
             name: build_method(name, method, self.target, model_dir, self.sampling, eos, cache)
@@ -174,7 +175,7 @@ class Bench:
             "finish": output.finish,
             "rounds": [[r.drafted, r.accepted, r.stop] for r in output.rounds],
             "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
-            "lossy": False,
+            "lossy": is_lossy(self.settings["methods"][name]),
             "scores": self.task.score(text, prompt.item),
             "comparison": comparison.as_row(),
             "versions": facts.versions(),

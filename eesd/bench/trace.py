@@ -84,6 +84,8 @@ def _match(drafted: Sequence[int], following: Sequence[int]) -> int:
 def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Record the trace of all first repeats of vanilla in a row file; items finished earlier are kept."""
     check_count("k_max of a trace", settings["k_max"])
+    if settings.get("tree") is not None:
+        raise EesdError("A trace records chains: what a tree accepts cannot be replayed from them. Remove `tree`.")
     outputs = vanilla_rows(rows)
     target = load_target(model_dir, outputs[0]["dtype"])
     engine = attach_engine(target)

@@ -89,37 +89,57 @@ def read_costs(path: Path | str, exit_layer: int | None = None) -> CostTable:
 
     exit_layer: where the head exits that the costs are for; another one in the table is an error.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
-        hardware = f"{found['model']}, {found['dtype']}, {found['device']}"
-        measured = found["exit_layer"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
+    hardware, measured, seconds = _read(path)
     if exit_layer not in (None, measured):
         raise EesdError(
             f"{path}: measured with an exit after layer {measured}, but the head exits after layer {exit_layer}. "
             f"Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
         )
+    contexts = tuple(sorted({context for _, _, context in seconds}))
+    return CostTable(hardware, contexts, tuple(_costs(seconds, context, path) for context in contexts))
+
+
+def read_verification(path: Path | str, context: int) -> tuple[float, tuple[float, ...]]:
+    """Seconds of a draft head, and of verifying 1, 2 .. tokens through all layers, at the nearest context measured."""
+    _, _, seconds = _read(path)
+    at = min({context for _, _, context in seconds}, key=lambda measured: (abs(measured - context), measured))
+    longest = max((query for piece, query, where in seconds if piece == "verify" and where == at), default=1)
+    verify = tuple(_cost(seconds, path, "verify", query, at) for query in range(1, longest + 1))
+    return _cost(seconds, path, "draft_head", 1, at), verify
+
+
+def _read(path: Path | str) -> tuple[str, int, dict[tuple[str, int, int], float]]:
+    """Hardware, exit layer and seconds by (piece, query tokens, context tokens) of a file of `eesd hardware`."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
+        hardware = f"{found['model']}, {found['dtype']}, {found['device']}"
+        exit_layer = found["exit_layer"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
     bad = [key for key, value in seconds.items() if not isinstance(value, int | float) or not 0 < value < math.inf]
     if bad:
         path_name, query, context = bad[0]
         raise EesdError(f"{path}: {path_name} of {query} tokens at context {context} has no time above zero.")
-    contexts = tuple(sorted({context for _, _, context in seconds}))
-    if not contexts:
+    if not seconds:
         raise EesdError(f"{path}: an empty cost table. Measure again with `eesd hardware`.")
-    return CostTable(hardware, contexts, tuple(_costs(seconds, context, path) for context in contexts))
+    return hardware, exit_layer, seconds
+
+
+def _cost(
+    seconds: Mapping[tuple[str, int, int], float], path: Path | str, piece: str, query: int, context: int
+) -> float:
+    try:
+        return seconds[piece, query, context]
+    except KeyError:
+        raise EesdError(
+            f"{path}: no cost of {piece} for {query} tokens at context {context}. Measure again with `eesd hardware`."
+        ) from None
 
 
 def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Path | str) -> Costs:
     def cost(piece: str, query: int = 1) -> float:
-        try:
-            return seconds[piece, query, context]
-        except KeyError:
-            raise EesdError(
-                f"{path}: no cost of {piece} for {query} tokens at context {context}. "
-                "Measure again with `eesd hardware`."
-            ) from None
+        return _cost(seconds, path, piece, query, context)
 
     longest = max((query for piece, query, at in seconds if piece == "verify_from_exit" and at == context), default=1)
     verify = tuple(cost("verify_from_exit", query) for query in range(1, longest + 1))

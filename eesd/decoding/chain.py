@@ -1,7 +1,8 @@
 """A chain of drafted tokens in the making: draws each token, asks the controller, keeps count.
 
-Tokens stay on the device until somebody reads them: with a controller that needs no signal and greedy decoding, a whole
-round is queued on a GPU without waiting for it, and read once, with the verdict.
+Trees (eesd/decoding/tree.py) share with chains when a draft ends. Tokens of a chain stay on the device until somebody
+reads them: with a controller that needs no signal and greedy decoding, a whole round is queued on a GPU without waiting
+for it, and read once, with the verdict.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ from eesd.control import Controller, Signal
 from eesd.decoding.sampling import Sampling, draw
 
 
-class Chain:
-    """Handed to the drafter, which calls `extend` with draft logits, or `copy` with a token, until `stop` is set.
+class Draft:
+    """What chains and trees share: how deep a draft may get, and asking the controller whether to go on.
 
-    ids: drafted tokens, those of `extend` as scalars on the device until they are read. laws: q of each token [rows],
-    None where it is one-hot; empty when greedy.
     stop: why drafting ended: `controller`, `k_max`, `length` (the output's budget), `none` (nothing may be drafted);
     still empty when the drafter ended it.
     lap: told of the part of the loop (`draft`, `control`) that has just ended.
@@ -38,14 +37,47 @@ class Chain:
         self.controller, self.sampling, self.generator, self.lap = controller, sampling, generator, lap
         self.limit = min(budget, k_max)
         self.at_limit = "length" if budget < k_max else "k_max"
-        self.ids: list[int | Tensor] = []
-        self.laws: list[Tensor | None] = []
         self.stop = "" if self.limit else "none"
         if self.limit:
             self.lap("draft")
             if not controller.start_drafting():
                 self.stop = "controller"
             self.lap("control")
+
+    def _ask(self, depth: int, signal: Callable[[], Signal]) -> None:
+        """Set `stop` if a draft of this depth is full or the controller has enough."""
+        if depth >= self.limit:
+            self.stop = self.at_limit
+            return
+        self.lap("draft")
+        if not self.controller.keep_drafting(signal()):
+            self.stop = "controller"
+        self.lap("control")
+
+
+class Chain(Draft):
+    """Handed to the drafter, which calls `extend` with draft logits, or `copy` with a token, until `stop` is set.
+
+    ids: drafted tokens, those of `extend` as scalars on the device until they are read. laws: q of each token [rows],
+    None where it is one-hot; empty when greedy.
+    """
+
+    def __init__(
+        self,
+        controller: Controller | None,
+        budget: int,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        lap: Callable[[str], None] = lambda part: None,
+    ) -> None:
+        super().__init__(controller, budget, sampling, generator, lap)
+        self.ids: list[int | Tensor] = []
+        self.laws: list[Tensor | None] = []
+
+    @property
+    def depth(self) -> int:
+        """Drafted tokens."""
+        return len(self.ids)
 
     @property
     def tokens(self) -> list[int]:
@@ -74,7 +106,7 @@ class Chain:
         # take(), because indexing with a scalar tensor reads it.
         token = row if vocabulary is None else vocabulary.take(row)
         self.ids.append(token)
-        self._ask(lambda: self._signal(logits, law, row))
+        self._ask(len(self.ids), lambda: self._signal(logits, law, row))
         return token
 
     def copy(self, token: int) -> int:
@@ -82,18 +114,8 @@ class Chain:
         if not self.sampling.greedy:
             self.laws.append(None)
         self.ids.append(token)
-        self._ask(lambda: Signal(len(self.ids), 1.0, 1.0, 0.0))
+        self._ask(len(self.ids), lambda: Signal(len(self.ids), 1.0, 1.0, 0.0))
         return token
-
-    def _ask(self, signal: Callable[[], Signal]) -> None:
-        """Set `stop` if the chain is full or the controller has enough."""
-        if len(self.ids) >= self.limit:
-            self.stop = self.at_limit
-            return
-        self.lap("draft")
-        if not self.controller.keep_drafting(signal()):
-            self.stop = "controller"
-        self.lap("control")
 
     def _signal(self, logits: Tensor, law: Tensor | None, row: Tensor) -> Signal:
         """What the controller may look at; its cost, waiting included, is the controller's, and nobody else pays it."""

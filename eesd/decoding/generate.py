@@ -2,8 +2,9 @@
 
     generation = generate(target, prompt_ids, drafter=drafter, controller=controller, max_new_tokens=128, eos={2})
 
-A round drafts a chain after the last accepted token, verifies it in one pass of the target's remaining layers, and
-ends with one token of the target's own: a correction after a rejected token, a bonus after an accepted chain.
+A round drafts a chain, or with `branching` a tree, after the last accepted token, verifies it in one pass of the
+target's remaining layers, and ends with one token of the target's own: a correction after a rejected token, a bonus
+after an accepted chain.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from eesd.control import Controller
 from eesd.decoding.chain import Chain
 from eesd.decoding.clock import Clock
 from eesd.decoding.sampling import Sampling, accept_greedy, accept_sampled, draw
+from eesd.decoding.tree import Branching, Tree, verify_tree
 from eesd.drafting import Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
@@ -31,7 +33,8 @@ OnTokens = Callable[[Sequence[int], str], None]
 class Round:
     """One draft and its verification; `accepted` counts drafted tokens only, without the target's own.
 
-    stop: why drafting ended, as in `Chain`, or `drafter` when it had nothing more to propose.
+    drafted: tokens that were verified, of a tree all its nodes. stop: why drafting ended, as in `Draft` and `Tree`, or
+    `drafter` when it had nothing more to propose.
     """
 
     drafted: int
@@ -56,6 +59,7 @@ def generate(
     *,
     drafter: Drafter | None = None,
     controller: Controller | None = None,
+    branching: Branching | None = None,
     sampling: Sampling = GREEDY,
     max_new_tokens: int = 128,
     eos: Collection[int] = (),
@@ -65,19 +69,21 @@ def generate(
 ) -> Generation:
     """Continue `prompt` (token ids) until the first end-of-sequence token or `max_new_tokens`.
 
-    The law of the output is the target's own whatever the drafter: token by token its argmax when greedy. `cache` is
-    reused if it is large enough. `on_tokens(ids, kind)` is told of tokens as they are settled: `target` for the
+    The law of the output is the target's own whatever the drafter: token by token its argmax when greedy (unless
+    `branching` asks for typical acceptance). `branching`: draft trees of this kind instead of chains. `cache` is reused
+    if it is large enough. `on_tokens(ids, kind)` is told of tokens as they are settled: `target` for the
     target's own, `accepted` for drafted ones. Raises EesdError when the prompt is empty or does not fit the model's
     context.
     """
     _check_length(target, prompt, max_new_tokens)
-    if (drafter is None) != (controller is None):
+    if (drafter is None) != (controller is None) or (branching and not drafter):
         raise EesdError("A drafter and a controller go together: give both, or neither for vanilla decoding.")
     generator = torch.Generator(target.device).manual_seed(seed)
     if controller:
         controller.reset(seed)
-    if cache is None or cache.capacity < len(prompt) + max_new_tokens:
-        cache = target.new_cache(len(prompt) + max_new_tokens)
+    needed = len(prompt) + max_new_tokens + (branching.room(controller.k_max) if branching else 0)
+    if cache is None or cache.capacity < needed:
+        cache = target.new_cache(needed)
     clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
     logits = _prefill(target, prompt, cache, drafter)
@@ -90,26 +96,25 @@ def generate(
     rounds = []
     while not output.finish:
         slot = len(prompt) + len(output.tokens) - 1
-        chain = Chain(controller, output.budget - 1, sampling, generator, clock.lap)
-        states = drafter.draft(chain, output.tokens[-1], slot) if drafter else None
-        clock.lap("draft")
-        tokens = _on_device([output.tokens[-1], *chain.ids], target.device)
-        states, final = _verify(target, tokens, states, slot, cache, drafter)
-        logits = target.logits(final[0])
-        if sampling.greedy:
-            best = chain.read(logits.argmax(-1))
-            accepted, token = accept_greedy(chain.tokens, best)
+        shared = (controller, output.budget - 1, sampling, generator, clock.lap)
+        if branching:
+            draft = Tree(branching, output.tokens[-1], *shared)
+            states = drafter.draft_tree(draft, slot)
+            clock.lap("draft")
+            verified = verify_tree(target, draft, states, slot, cache, drafter)
         else:
-            laws = sampling.probabilities(logits)
-            accepted, token = accept_sampled(chain.tokens, chain.laws, drafter and drafter.vocabulary, laws, generator)
+            draft = Chain(*shared)
+            states = drafter.draft(draft, output.tokens[-1], slot) if drafter else None
+            clock.lap("draft")
+            verified = _verify_chain(target, draft, output.tokens[-1], states, slot, cache, drafter)
         if drafter:
-            drafter.accept(Verified(chain.tokens, accepted, token, states, final))
+            drafter.accept(verified)
         clock.lap("verify")
         if controller:
-            controller.update(len(chain.tokens), accepted)
+            controller.update(draft.depth, verified.accepted)
         clock.lap("control")
-        rounds.append(Round(len(chain.tokens), accepted, chain.stop or "drafter"))
-        output.add([*chain.tokens[:accepted], token], accepted)
+        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter"))
+        output.add([*verified.drafted[: verified.accepted], verified.token], verified.accepted)
         if on_tokens:
             clock.skip()
     return Generation(output.tokens, rounds, output.finish, clock.finish())
@@ -163,6 +168,28 @@ def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, drafter
     if drafter:
         drafter.begin(Prompt(target, cache, prompt, states, final))
     return target.logits(final[0, -1:])
+
+
+def _verify_chain(
+    target: Transformer,
+    chain: Chain,
+    pending: int,
+    states: Tensor | None,
+    slot: int,
+    cache: KVCache,
+    drafter: Drafter | None,
+) -> Verified:
+    """One pass of the target over the last settled token and a chain, and what of the chain it accepts."""
+    tokens = _on_device([pending, *chain.ids], target.device)
+    states, final = _verify(target, tokens, states, slot, cache, drafter)
+    logits = target.logits(final[0])
+    if chain.sampling.greedy:
+        best = chain.read(logits.argmax(-1))
+        accepted, token = accept_greedy(chain.tokens, best)
+    else:
+        laws, vocabulary = chain.sampling.probabilities(logits), drafter and drafter.vocabulary
+        accepted, token = accept_sampled(chain.tokens, chain.laws, vocabulary, laws, chain.generator)
+    return Verified(chain.tokens, accepted, token, states, final)
 
 
 def _on_device(tokens: Sequence[int | Tensor], device: torch.device) -> Tensor:

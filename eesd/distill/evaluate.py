@@ -18,6 +18,7 @@ from eesd.distill.losses import expected_acceptance
 from eesd.distill.record import Trace
 
 POSITIONS = 6  # draft positions that agreement is reported for
+CANDIDATES = 10  # most probable tokens of a draft position whose accuracy is measured
 CHAIN = 8  # longest chain, K_max
 BATCH = 8
 
@@ -74,6 +75,24 @@ def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tens
             alive = right & drafted
     scores, agreed = zip(*found, strict=True)
     return torch.cat(scores), torch.cat(agreed)
+
+
+@torch.inference_mode()
+def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list[float]]:
+    """How often the target's choice is the first, second .. of the ten best candidates, by draft position.
+
+    Rolled out along the text, as `evaluate` does: whether the tokens before would have been accepted plays no part.
+    """
+    hits = torch.zeros(POSITIONS, CANDIDATES, dtype=torch.float64)
+    counts = [0] * POSITIONS
+    for part in in_order(traces, BATCH):
+        batch = make_batch(part, student.exit_layer, student.target)
+        for step, (where, logits) in enumerate(student.predictions(batch, POSITIONS)):
+            rows = student.rows[batch.teacher_ids[where][:, 0]]
+            best = logits.topk(min(CANDIDATES, logits.shape[-1]), -1).indices
+            hits[step, : best.shape[1]] += (best == rows[:, None]).sum(0).cpu()
+            counts[step] += len(rows)
+    return [[float(hit) / count for hit in row] for row, count in zip(hits, counts, strict=True) if count]
 
 
 def _back(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
-from eesd.distill.evaluate import evaluate
+from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
 from eesd.distill.record import Trace
@@ -71,7 +71,7 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
     # What is stored is what is measured.
     weights = student.tensors()
     student.module.load_state_dict(weights, strict=False)
-    held_out = splits["evaluation"]
+    held_out, calibration = splits["evaluation"], [t for ts in splits["calibration"].values() for t in ts]
     card = {
         "head": out.name,
         "model": model_dir.name,
@@ -86,6 +86,7 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
         "corpus": index["settings"],
         "agreement": {task: evaluate(student, held_out[task]) for task in sorted(held_out)},
         "calibration": calibrate(student, splits["calibration"], held_out),
+        "accuracies": candidate_accuracies(student, calibration),
     }
     with atomic_path(out / "head.safetensors") as temporary:
         save_file(weights, temporary)

@@ -1,8 +1,8 @@
 """What a drafter is.
 
-A drafter continues the last accepted token by a chain of tokens and hands over the states verification can go on
-from. It may share the first `exit_layer` layers with the target. When to stop is decided by the chain it is given,
-not by the drafter.
+A drafter continues the last accepted token by a chain of tokens, or by a tree if it can, and hands over the states
+verification can go on from. It may share the first `exit_layer` layers with the target. When to stop is decided by the
+chain or tree it is given, not by the drafter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
 from eesd.registry import Registry
@@ -45,7 +46,8 @@ class Prompt:
 class Verified:
     """A round that the target has verified: the last settled token, then n drafted ones, went through all layers.
 
-    drafted: the n drafted tokens, of which the first `accepted` are kept. token: the target's own, which follows.
+    drafted: the n drafted tokens, of which the first `accepted` are kept (of a tree, the accepted path comes first,
+    then all others). token: the target's own, which follows.
     states [1, n + 1, hidden]: after the drafter's `exit_layer` layers. final [1, n + 1, hidden]: after all layers,
     before the last norm.
     """
@@ -73,6 +75,27 @@ class Draftable(Protocol):
         """Add a token that is certain: its draft law is one-hot."""
 
 
+class Growable(Protocol):
+    """The tree a drafter grows: `grow` adds the level below the nodes of `frontier`; `stop` ends the draft.
+
+    Node 0 is the last settled token. tokens, parents: of every node. linear: no node has a sibling.
+    """
+
+    stop: str
+    frontier: list[int]
+    tokens: list[int]
+    parents: list[int]
+    linear: bool
+
+    def grow(self, logits: Tensor, vocabulary: Tensor | None = None) -> None:
+        """Choose the next level from draft logits [n, rows] of the n frontier nodes, or [1, rows] for all of them."""
+
+    def place(
+        self, nodes: Sequence[int], slot: int, target: Transformer
+    ) -> tuple[int | Tensor, Tensor | None, Tensor | None]:
+        """Cache slots, positions and mask of these nodes, as `Transformer.run` takes them; node 0 has slot `slot`."""
+
+
 class Drafter(ABC):
     """Base of all drafters. One object serves many prompts, one at a time."""
 
@@ -96,6 +119,14 @@ class Drafter(ABC):
         `pending` is the last settled token, at cache slot `slot`.
         Returns states [1, n, hidden] after `exit_layer` layers of `pending` and the first n - 1 drafted tokens.
         """
+
+    def draft_tree(self, tree: Growable, slot: int) -> Tensor | None:
+        """Grow the tree until it stops, or less far; its node 0, the last settled token, is at cache slot `slot`.
+
+        Returns states [1, n, hidden] after `exit_layer` layers of all nodes that were in the frontier, in that order;
+        None where nothing is shared with verification.
+        """
+        raise EesdError(f"{type(self).__name__} drafts chains, no trees. Remove `tree` from the method.")
 
     def accept(self, verified: Verified) -> None:
         """Learn what verification kept."""

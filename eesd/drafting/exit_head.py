@@ -1,8 +1,9 @@
 """The early-exit head and drafter of EESD (arXiv 2406.03853): the target's first N layers, one trained layer, a head.
 
 Drafting runs the first N target layers on every drafted token and keeps their states, so verification starts at layer
-N and no layer runs twice on a token. The exit layer has a key-value cache of its own; it holds states of accepted
-tokens only once a round is over, so what is drafted depends on the accepted prefix alone.
+N and no layer runs twice on a token; of a tree, all nodes of a level at once. The exit layer has a key-value cache of
+its own; it holds states of accepted tokens only once a round is over, so what is drafted depends on the accepted prefix
+alone.
 
 Two additions of ours. A *lens*: the layer's output is only a correction to a linear map, fitted in closed form, from
 the state at the exit to the target's final state. *Deep context*: layer and lens also read the final state of the
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, TEXT_BATCH, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, TEXT_BATCH, Draftable, Drafter, Growable, Prompt, Verified
 from eesd.drafting.stored import fill_head, read_head
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
@@ -89,9 +90,9 @@ class ExitHead(nn.Module):
         rotary: Rotary,
         cache: KVCache,
         slots: int | Tensor = 0,
-        last: int = 1,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: int = 1,
     ) -> Tensor:
         """Process states at cache slots from `slots` on; the estimates [batch, last, hidden] at the last of them.
 
@@ -100,7 +101,7 @@ class ExitHead(nn.Module):
         if self.packed:
             caches = LayerCaches(cache.keys, cache.values)
             done = self.packed.engine.exit_step(
-                self.packed, rotary, states, context, caches, slots, last, positions, mask
+                self.packed, rotary, states, context, caches, slots, positions, mask, last
             )
             if done is not None:
                 return done
@@ -126,7 +127,9 @@ def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[E
 
 @DRAFTERS.register("exit_head")
 class ExitHeadDrafter(Drafter):
-    """Drafts a chain with a trained exit head on the target's first `exit_layer` layers."""
+    """Drafts a chain or a tree with a trained exit head on the target's first `exit_layer` layers."""
+
+    branched = False  # the last draft was a tree, whose entries in the exit layer's cache are not where a chain's are
 
     def __init__(self, head: ExitHead, exit_layer: int, card: Mapping[str, Any] | None = None) -> None:
         self.head = head
@@ -160,7 +163,7 @@ class ExitHeadDrafter(Drafter):
         """One target pass of N layers and one exit-layer step for every drafted token."""
         # Filled on the device: copying a number there would wait for it.
         states, token = [], torch.full((1, 1), pending, device=self.target.device)
-        fresh, context = self.unseen, self.contexts
+        fresh, context, self.branched = self.unseen, self.contexts, False
         while not chain.stop:
             state = self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.target_cache, slot)
             states.append(state)
@@ -168,6 +171,28 @@ class ExitHeadDrafter(Drafter):
             estimate = self.head.step(fresh, context, self.target.rotary, self.cache, slot + 1 - fresh.shape[1])
             token, slot = chain.extend(self.head.logits(estimate)[0, 0], self.vocabulary).view(1, 1), slot + 1
             fresh, context = state[:, :0], estimate if self.head.deep else None
+        return torch.cat(states, 1) if states else None
+
+    def draft_tree(self, tree: Growable, slot: int) -> Tensor | None:
+        """One target pass of N layers and one exit-layer step for every level; a node's context is its parent's
+        estimate."""
+        target, states, seen = self.target, [], []
+        estimates = self.contexts
+        while not tree.stop:
+            nodes = tree.frontier
+            place = tree.place(nodes, slot, target)
+            tokens = torch.tensor([[tree.tokens[node] for node in nodes]], device=target.device)
+            fresh = target.run(target.embed(tokens), slice(0, self.exit_layer), self.target_cache, *place)
+            states.append(fresh)
+            context = estimates
+            if not seen:  # before the settled token come those that the exit layer has not processed as verified
+                fresh, place = torch.cat((self.unseen, fresh), 1), (slot - self.unseen.shape[1],)
+            elif self.head.deep:
+                context = estimates[:, [seen.index(tree.parents[node]) for node in nodes]]
+            estimates = self.head.step(fresh, context, target.rotary, self.cache, *place, last=len(nodes))
+            tree.grow(self.head.logits(estimates)[0], self.vocabulary)
+            seen, estimates = nodes, estimates if self.head.deep else None
+        self.branched = not tree.linear
         return torch.cat(states, 1) if states else None
 
     def draft_text(
@@ -203,12 +228,12 @@ class ExitHeadDrafter(Drafter):
                 last = self.head.step(states, context, target.rotary, block_own, slots)
 
     def accept(self, verified: Verified) -> None:
-        """Note what the exit layer still has to process: after estimated contexts, all accepted tokens again; else
-        the last drafted token, which it never saw."""
+        """Note what the exit layer still has to process: after estimated contexts, or at slots of a tree, all accepted
+        tokens again; else the last drafted token, which it never saw."""
         drafted, accepted = len(verified.drafted), verified.accepted
         if drafted:
             self.unseen = verified.states[:, :0]
-        first = min(drafted, 1) if self.head.deep else drafted
+        first = min(drafted, 1) if self.head.deep or self.branched else drafted
         self.unseen = torch.cat((self.unseen, verified.states[:, first : accepted + 1]), 1)
         if self.head.deep:
             kept = self.target.norm(verified.final[:, : accepted + 1])

@@ -6,6 +6,10 @@ h + SiLU(W h + b) and an output head; W and b start at zero, so every head start
 the heads are trained (Medusa-1). Unlike in the paper, they may draft only a trimmed vocabulary.
 
     medusa: {drafter: medusa, head: medusa4, controller: {name: static, k: 4}}
+    medusa_tree: {drafter: medusa, head: medusa4, tree: {nodes: 15}, controller: {name: static, k: 4}}
+
+As no token depends on the one before, a tree takes the best candidates of every head in fixed combinations
+(eesd/drafting/medusa_tree.py).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eesd.drafting.base import DRAFTERS, TEXT_BATCH, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.base import DRAFTERS, TEXT_BATCH, Draftable, Drafter, Growable, Prompt, Verified
 from eesd.drafting.stored import fill_head, read_head
 from eesd.errors import EesdError
 from eesd.models.special import fingerprint
@@ -74,7 +78,7 @@ def load_medusa_heads(path: Path | str, target: Transformer, model: str) -> tupl
 
 @DRAFTERS.register("medusa")
 class MedusaDrafter(Drafter):
-    """Drafts the chain of every head's most probable (or drawn) token."""
+    """Drafts the chain of every head's most probable (or drawn) token, or a tree of their best candidates."""
 
     def __init__(self, heads: MedusaHeads, card: Mapping[str, Any] | None = None) -> None:
         self.heads, self.card = heads, card
@@ -98,6 +102,13 @@ class MedusaDrafter(Drafter):
             if chain.stop:
                 break
             chain.extend(self.heads.logits(self.state, head)[0], self.vocabulary)
+
+    def draft_tree(self, tree: Growable, slot: int) -> None:
+        """One head for every level: whatever the nodes before, its candidates are the same."""
+        for head in range(len(self.heads)):
+            if tree.stop:
+                break
+            tree.grow(self.heads.logits(self.state, head), self.vocabulary)
 
     def accept(self, verified: Verified) -> None:
         """Keep the state that predicted the target's own token, which is the next pending one."""

@@ -2,10 +2,12 @@
 
 A token is written at its slot; a query sees the slots up to its own. Rolling back is therefore nothing but writing
 the next token at an earlier slot, and layers may be filled to different lengths: drafting runs ahead in the first N
-only.
+only. Trees of drafted tokens put branches side by side; what is kept of them is moved together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +60,11 @@ class KVCache:
     def keep_rows(self, rows: Tensor) -> None:
         """Keep only these batch rows, in this order (finished rows of a batch are retired)."""
         self._hold(*(stored[:, rows] for stored in self._stored))
+
+    def move(self, sources: Sequence[int], slot: int) -> None:
+        """Copy the entries at slots `sources`, in this order, to the slots from `slot` on, in every layer."""
+        for store in (self.keys, self.values):
+            store[:, :, :, slot : slot + len(sources)] = store[:, :, :, sources]
 
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, slots: int | Tensor) -> None:

@@ -206,9 +206,9 @@ class Engine:
         contexts: Tensor | None,
         caches: LayerCaches,
         slots: int | Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
         last: int,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
     ) -> Tensor | None:
         """As `ExitHead.step`; None where the call is not for the engine."""
         if torch.is_grad_enabled() or states.device.type != "cpu" or states.dtype not in DTYPES or states.numel() == 0:

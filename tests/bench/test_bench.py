@@ -195,6 +195,28 @@ def test_sampled_groups_are_not_compared_token_by_token(model, settings, tmp_pat
     assert {r["decoding"] for r in rows} == {"sampled"}
 
 
+def test_trees_are_measured_beside_chains_and_typical_acceptance_is_marked(model, settings, tmp_path):
+    chain = settings["methods"]["static_k2"]
+    exact = {"nodes": 4, "width": 2, "acceptance": "exact", "epsilon": 0.09, "delta": 0.3}
+    methods = {
+        "vanilla": {},
+        "tree": {**chain, "tree": exact},
+        "typical": {**chain, "tree": {**exact, "acceptance": "typical"}},
+    }
+    for temperature, classes in ((0.0, {"identical"}), (1.0, {"not_compared"})):
+        out = tmp_path / f"{temperature}.jsonl"
+        run_bench(model, {**settings, "methods": methods, "temperature": temperature, "repeats": 1}, out)
+        rows = lines(out)
+        assert {r["comparison"]["class"] for r in rows if r["method"] != "vanilla"} == classes
+        assert {r["method"] for r in rows if r["lossy"]} == {"typical"}
+        assert {drafted for r in rows if r["method"] == "tree" for drafted, _, _ in r["rounds"][:-2]} == {4}
+        tables = write_tables([out], [], tmp_path)
+        assert dict(zip(tables["lossless"]["method"], tables["lossless"]["lossy"], strict=True)) == {
+            "tree": False,
+            "typical": True,
+        }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

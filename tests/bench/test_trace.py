@@ -113,3 +113,8 @@ def test_bad_input_says_what_to_do(folder: Path, tmp_path: Path, row, changes, m
     rows = write(tmp_path / "rows.jsonl", [{**first, **row}])
     with pytest.raises(EesdError, match=message):
         record_trace(folder / "tiny", rows, settings(folder, **changes), tmp_path / "out.safetensors")
+
+
+def test_trees_are_refused(tmp_path):
+    with pytest.raises(EesdError, match="A trace records chains"):
+        record_trace(tmp_path, tmp_path / "rows.jsonl", {"k_max": 4, "tree": {"nodes": 4}}, tmp_path / "out")

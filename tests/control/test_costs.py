@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eesd.control import read_costs
+from eesd.control import read_costs, read_verification
 from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
 
@@ -38,6 +38,14 @@ def test_linear_in_the_context_and_constant_beyond(tmp_path: Path):
     found = [table.at(context).round_s(2) for context in (1, 100, 150, 175, 200, 999)]
     one = 2 * 2.0 + 1.0 + 11.0
     assert found == pytest.approx([one, one, 2 * one, 2.5 * one, 3 * one, 3 * one])
+
+
+def test_verification_through_all_layers_at_the_nearest_context(tmp_path: Path):
+    whole = [piece("verify", n, 200, 20.0 + n) for n in range(1, 4)] + [piece("draft_head", 1, 200, 0.5)]
+    path = write_costs(tmp_path / "toy.json", costs=pieces(100) + whole)
+    assert read_verification(path, 900) == (0.5, (21.0, 22.0, 23.0))
+    with pytest.raises(EesdError, match="no cost of verify for 1 tokens at context 100"):
+        read_verification(path, 90)
 
 
 @pytest.mark.parametrize(

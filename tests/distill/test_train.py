@@ -14,6 +14,7 @@ from eesd.distill import corpus as corpus_module
 from eesd.distill import train as train_module
 from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.corpus import generate_corpus, read_corpus
+from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import choose_vocabulary, make_student
 from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_head
 from eesd.drafting.exit_head import load_exit_head
@@ -274,10 +275,30 @@ def test_medusa_heads_learn_from_a_corpus_without_exit_layers(model, settings, t
         "context": "verified",
     }
     assert len(card["agreement"]["asdiv"]["top1"]) == 3
+    # One list of ten candidates for each head; the first of them is what agreement counts.
+    assert [len(shares) for shares in card["accuracies"]] == [10] * 3
+    assert all(0 < sum(shares) <= 1 for shares in card["accuracies"])
     assert card["agreement"]["asdiv"]["chain_length"] <= 3
     assert card["calibration"]["y"] == sorted(card["calibration"]["y"])
     assert ("outputs.0.weight" in load_file(out / "head.safetensors")) == (output_head == "free")
     assert len(head_records([out / "card.json"])) == 3
+
+
+@pytest.mark.parametrize("changes", [MEDUSA, {"context": "verified", "init": "lens"}], ids=["medusa", "exit_layer"])
+def test_accuracies_are_shares_of_ranks_and_begin_with_agreement(model, corpus, changes):
+    traces = read_corpus(corpus, [2, 4], "calibration")["asdiv"]
+    student = make_student({**HEAD, **changes, "vocab_rows": "full"}, load_target(model, "float32"), traces)
+    found, agreement = candidate_accuracies(student, traces), evaluate(student, traces)
+    assert [shares[0] for shares in found] == pytest.approx(agreement["top1"])
+    # By hand, for the second drafted token.
+    hits = [0] * 10
+    batch = make_batch(traces, student.exit_layer, student.target)
+    where, logits = list(student.predictions(batch, 2))[1]
+    for row, token in zip(logits, batch.teacher_ids[where][:, 0].tolist(), strict=True):
+        rank = row.argsort(descending=True).tolist().index(token)
+        if rank < 10:
+            hits[rank] += 1
+    assert found[1] == pytest.approx([hit / len(logits) for hit in hits])
 
 
 def test_untrained_medusa_heads_predict_what_the_target_does_earlier(model, corpus):

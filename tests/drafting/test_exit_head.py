@@ -69,7 +69,7 @@ def test_the_engine_runs_whole_steps(dtype, lens, deep):
         head.norm.weight.mul_(2)
         cache = target.new_cache(90, num_layers=1)
         caches = LayerCaches(cache.keys, cache.values)
-        changed = head.packed.engine.exit_step(head.packed, target.rotary, states, context, caches, 0, 1)
+        changed = head.packed.engine.exit_step(head.packed, target.rotary, states, context, caches, 0, None, None, 1)
     assert changed is None, "weights that changed after packing must not be used as they were"
 
 

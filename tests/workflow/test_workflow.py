@@ -58,6 +58,12 @@ def test_rivals_need_a_search_and_medusa_heads(snakemake, tmp_path: Path):
     assert (jobs["generate_corpus"], jobs["train_head"]) == (1, 1)
 
 
+def test_trees_need_both_heads_and_the_cost_table(snakemake, tmp_path: Path):
+    (tmp_path / "trees.yaml").write_text("run: {groups: [trees], replays: []}")
+    jobs = planned(snakemake("--dry-run", "--configfile", str(tmp_path / "trees.yaml")).stdout)
+    assert (jobs["train_head"], jobs["measure_hardware"], jobs["bench_group"]) == (2, 1, 3)
+
+
 def test_paper_takes_models_and_data_from_the_hub(snakemake, root: Path):
     jobs = planned(snakemake("--dry-run", "--configfile", str(root / "config/paper.yaml")).stdout)
     assert "fetch_wheel" not in jobs
