@@ -74,8 +74,13 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
             )
         calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
-        costs = read_costs(settings["costs"], drafter.exit_layer)
+        costs = read_costs(settings["costs"], drafter.exit_layer, head_context(drafter))
     controller.equip(calibration, costs)
+
+
+def head_context(drafter: Drafter) -> str:
+    """What the drafter's head reads beside the state at its exit: `verified` or `none`."""
+    return (drafter.card or {}).get("context", "none")
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
