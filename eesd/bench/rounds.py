@@ -24,8 +24,6 @@ from eesd.decoding.generate import generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.models.transformer import Transformer
 
-DECIDED = 4  # decisions of a round whose controller is timed
-
 
 @dataclass
 class Shuffled(Controller):
@@ -80,19 +78,22 @@ def time_rounds(
 
 
 def decision_times(rounds: int = 300) -> dict[str, float]:
-    """Seconds of one decision of every controller, what it learns from a round shared among the round's decisions."""
+    """Seconds of one decision of every controller; what it does once a round is shared among the round's decisions."""
     table = CostTable("", (1,), (Costs(tuple(1.0 + 0.25 * k for k in range(64))),))
-    signals = [Signal(i, 0.9, 0.9, 0.1) for i in range(1, DECIDED + 1)]
     found = {}
     for name in CONTROLLERS.names():
         controller = make_controller({"name": name})
         controller.equip(Calibration([0.0, 1.0], [0.0, 1.0]), table)
         controller.reset(0)
+        signals, decisions = [Signal(i, 0.9, 0.9, 0.1) for i in range(1, controller.k_max + 1)], 0
         began = perf_counter()
         for _ in range(rounds):
-            controller.start_drafting()
-            for signal in signals:
-                controller.keep_drafting(signal)
-            controller.update(DECIDED, DECIDED - 1)
-        found[name] = (perf_counter() - began) / (rounds * DECIDED)
+            drafted = int(controller.start_drafting())
+            while 0 < drafted < controller.k_max:
+                decisions += 1
+                if not controller.keep_drafting(signals[drafted - 1]):
+                    break
+                drafted += 1
+            controller.update(drafted, drafted // 2)
+        found[name] = (perf_counter() - began) / max(rounds, decisions)
     return found

@@ -31,21 +31,21 @@ def draw_prediction(tables_dir: Path) -> Figure:
     labels = [style.method_label(name) for name in methods]
     bands = [style.Band(band.title, band.tasks, 1.9) for band in bands]
     drawing, axes = style.grid(bands, labels)
+    values = table[["measured_speedup", "predicted_speedup"]].to_numpy()
+    ends = 0.95 * values.min(), 1.05 * values.max()
     for band, (_, part), row in zip(bands, contents, axes, strict=True):
         for task, panel in zip(band.tasks, row, strict=True):
-            _prediction_panel(panel, part[part["task"] == task], task)
+            _prediction_panel(panel, part[part["task"] == task], task, ends)
         row[0].set_ylabel("predicted speedup over vanilla")
     style.key(drawing, axes, labels)
     return drawing
 
 
-def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str) -> None:
+def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[float, float]) -> None:
     """Predicted against measured speedup in each unit, the diagonal, and both kinds of error in numbers."""
     for method, part in by(own, "method"):
         look = {"s": 7, "linewidths": 0, "alpha": 0.8, "color": style.method_color(method)}
         panel.scatter(part["measured_speedup"], part["predicted_speedup"], label=style.method_label(method), **look)
-    values = own[["measured_speedup", "predicted_speedup"]].to_numpy()
-    ends = 0.95 * values.min(), 1.05 * values.max()
     panel.plot(ends, ends, **VANILLA)
     panel.set_xlim(*ends)
     panel.set_ylim(*ends)
@@ -81,7 +81,14 @@ def _strips_panel(panel: Axes, own: pd.DataFrame, lines: list[str]) -> None:
     match = own[own["label"] == MATCH]
     longest = max(1, int(own["drafted"].max()))
     span = (0, len(match), len(lines) - 0.5, -0.5)
-    panel.imshow(match["accepted"].to_numpy()[None], cmap="Greys", vmin=0, vmax=2 * longest, aspect="auto", extent=span)
+    panel.imshow(
+        match["accepted"].to_numpy()[None],
+        cmap="Greys",
+        vmin=0,
+        vmax=2 * max(1, int(match["accepted"].max())),
+        aspect="auto",
+        extent=span,
+    )
     for line, label in enumerate(lines):
         rounds = own[own["label"] == label]
         color, width = COLORS.get(label.split(",")[0], "0.4"), rounds["accepted"] + 1
