@@ -46,6 +46,12 @@ rule all:
             format=FORMATS,
         ),
         expand(
+            "figures/{model}/prediction/{group}.{format}",
+            model=config["run"]["models"],
+            group=settings.predicted_groups(config),
+            format=FORMATS,
+        ),
+        expand(
             "figures/{model}/studies/{study}.{format}",
             model=config["run"]["models"],
             study=config["run"]["studies"],

@@ -183,6 +183,32 @@ def replay(
 
 
 @app.command()
+def predict(
+    traces: Annotated[list[Path], typer.Argument(help="trace files")],
+    rows: Annotated[list[Path], typer.Option(help="row files of the traced group")],
+    costs: Annotated[Path, typer.Option(help="cost table of `eesd hardware`")],
+    out: Out,
+) -> None:
+    """Hold predicted against measured seconds; fail where replay does not make the measured rounds."""
+    from eesd.replay.prediction import write_prediction_table
+
+    write_prediction_table(traces, rows, costs, out)
+
+
+@app.command()
+def strips(
+    traces: Annotated[list[Path], typer.Argument(help="trace files")],
+    settings: Settings,
+    costs: Annotated[Path, typer.Option(help="cost table of `eesd hardware`")],
+    out: Out,
+) -> None:
+    """Tabulate the draft lengths of controllers along one answer of each task."""
+    from eesd.replay.strips import write_strips_table
+
+    write_strips_table(traces, costs, _settings(settings), out)
+
+
+@app.command()
 def tables(
     rows: Annotated[list[Path], typer.Argument(help="row files")],
     out: Out,

@@ -248,6 +248,32 @@ def replay_costs(config: Config, model: str, replay: str) -> list[str]:
     return _entry(config, "replay", replay)["costs"] or [cost_path(model)]
 
 
+def replay_table(replay: Config) -> str:
+    """Name of the table that the figure of an entry under `replays` is drawn from."""
+    return "strips" if replay["figure"] == "replay_strips" else "replay"
+
+
+def group_rows(config: Config, model: str, group: str) -> list[str]:
+    """Row files of a group."""
+    return [f"results/bench/{model}/{task}/{group}.jsonl" for task in _entry(config, "group", group)["tasks"]]
+
+
+def predicted_groups(config: Config) -> list[str]:
+    """Groups that run and whose outputs the replays that run follow: their speed is predicted too."""
+    followed = {config["replays"][replay]["group"] for replay in config["run"]["replays"]}
+    return [group for group in config["run"]["groups"] if group in followed]
+
+
+def prediction_traces(config: Config, model: str, group: str) -> list[str]:
+    """Traces of a group by the heads of the replays that follow it; without any, by all exit heads of its methods."""
+    followed = [replay for replay in config["run"]["replays"] if config["replays"][replay]["group"] == group]
+    if followed:
+        return list(dict.fromkeys(path for replay in followed for path in replay_traces(config, model, replay)))
+    heads = [head for head in used_heads(config, [group]) if config["heads"][head]["kind"] == "exit_layer"]
+    tasks = config["groups"][group]["tasks"]
+    return [f"results/traces/{model}/{task}/{group}/{head}.safetensors" for head in heads for task in tasks]
+
+
 def used_heads(config: Config, groups: Iterable[str]) -> list[str]:
     """Heads that the methods of these groups draft with, in the order of the configuration."""
     methods = {method for group in groups for method in config["groups"][group]["methods"]}

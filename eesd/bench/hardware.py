@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from eesd.bench import facts
-from eesd.control import Signal, make_controller
+from eesd.bench.rounds import decision_times, time_rounds
+from eesd.control import make_controller
+from eesd.decoding.chain import read_signal
 from eesd.decoding.generate import Generation, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
@@ -91,11 +93,12 @@ def measure_hardware(
     peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
     bandwidth, matmul = read_bandwidth(target.device), matmul_rate(target.device, target.dtype)
-    costs = []
+    decisions, costs = decision_times(), []
     with progress(f"hardware {name}", len(contexts) * rounds, "round") as bar, torch.inference_mode():
         for context in contexts:
             pieces = bench.at(context) + ([peer(context)] if peer else [])
             costs += time_pieces(pieces, context, rounds, target.device, bar.update)
+            costs += bench.rounds(context, rounds)
     found = {
         "model": name,
         "device": facts.device_name(str(target.device)),
@@ -108,7 +111,8 @@ def measure_hardware(
         "draft_rows": bench.draft_rows,
         "read_bandwidth_bytes_per_s": bandwidth,
         "matmul_flops_per_s": matmul,
-        "controller_step_s": controller_step(),
+        "controller_step_s": decisions["beta_ts"],
+        "decisions_s": decisions,
         "queued_draft_steps": _calls(target.device, True),
         "capture_s": GraphEngine.capture_s,
         "peak_memory_bytes": peak,
@@ -187,8 +191,8 @@ class Pieces:
         def verify(part: slice, k: int) -> Tensor:
             return target.logits(layers(part, k)[0]).argmax(-1)
 
-        def exit_step() -> Tensor:
-            return self.head.step(states[1], states[1], target.rotary, exit_cache, context)
+        def exit_step(k: int) -> Tensor:
+            return self.head.step(states[k], states[k], target.rotary, exit_cache, context)
 
         def draft_head() -> Tensor:
             return self.head.logits(states[1][0]).softmax(-1).argmax(-1)
@@ -198,6 +202,7 @@ class Pieces:
             estimate = self.head.step(state, states[1], target.rotary, exit_cache, context)
             return self.head.logits(estimate).softmax(-1).argmax(-1)
 
+        logits = self.head.logits(states[1][0])[0]
         depth = target.config.num_layers
         all_layers, first = self._layers(depth, context), self._layers(cut, context)
         draft_bytes = stored_bytes(self.head.head.weight)
@@ -207,16 +212,27 @@ class Pieces:
         pieces = [
             Piece("vanilla", 1, vanilla, all_layers + full_head),
             Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first, queued=True),
-            Piece("exit_layer", 1, exit_step, exit_bytes, queued=True),
             Piece("draft_head", 1, draft_head, draft_bytes, queued=True),
             Piece("draft", 1, draft, first + exit_bytes + draft_bytes, queued=True),
+            Piece("signal", 1, lambda: read_signal(logits, logits.argmax()), 4 * self.draft_rows),
             Piece("full_head", 1, lambda: target.logits(states[1][0]).argmax(-1), full_head),
         ]
         for k in QUERIES:
             rest = all_layers - first + full_head
+            pieces.append(Piece("exit_layer", k, lambda k=k: exit_step(k), exit_bytes, queued=True))
             pieces.append(Piece("verify", k, lambda k=k: verify(slice(None), k), all_layers + full_head))
             pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(slice(cut, None), k), rest))
         return pieces
+
+    def rounds(self, context: int, count: int) -> list[Cost]:
+        """Whole rounds of the decode loop that draft 0, 1 ... tokens; `query_tokens` counts the drafted ones."""
+        longest = max(QUERIES) - 1
+        seconds = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
+        pieces = {(piece.path, piece.query_tokens): piece.bytes for piece in self.at(context)}
+        first, draft = pieces["first_layers", 1], pieces["draft", 1]
+        read = [pieces["vanilla", 1]]
+        read += [k * draft + first + pieces["verify_from_exit", k + 1] for k in range(1, longest + 1)]
+        return [Cost("round", k, context, *found) for k, found in enumerate(zip(seconds, read, strict=True))]
 
     def _layers(self, count: int, context: int, layer: Layer | None = None) -> int:
         """Bytes of `count` layers: weights, and the keys and values of the context."""
@@ -301,16 +317,6 @@ def _decode(target: Transformer, head: ExitHead, exit_layer: int, contexts: Sequ
     prompt = [0] * min(contexts[0], cache.capacity // 2)
     new = min(32, cache.capacity - len(prompt))
     return generate(target, prompt, drafter=drafter, controller=controller, max_new_tokens=new, cache=cache)
-
-
-def controller_step(steps: int = 2000) -> float:
-    """Seconds of one decision of Beta-TS."""
-    controller = make_controller({"name": "beta_ts"})
-    signal = Signal(1, 0.5, 0.5, 1.0)
-    began = perf_counter()
-    for _ in range(steps):
-        controller.keep_drafting(signal)
-    return (perf_counter() - began) / steps
 
 
 def _peer(model: Path, target: Transformer) -> Callable[[int], Piece]:

@@ -83,7 +83,7 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
             )
         calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
-        costs = read_costs(settings["costs"], drafter.exit_layer)
+        costs = read_costs(settings["costs"], drafter.exit_layer, head_context(drafter))
     controller.equip(calibration, costs)
 
 
@@ -117,6 +117,11 @@ def tree_room(settings: Mapping[str, Any]) -> int:
 def is_lossy(settings: Mapping[str, Any]) -> bool:
     """Whether a method may change the output by design."""
     return (settings.get("tree") or {}).get("acceptance") == "typical"
+
+
+def head_context(drafter: Drafter) -> str:
+    """What the drafter's head reads beside the state at its exit: `verified` or `none`."""
+    return (drafter.card or {}).get("context", "none")
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eesd.bench.methods import method_identity
+from eesd.bench.methods import head_context, method_identity
 from eesd.control import Controller, Signal
 from eesd.control.base import check_count
 from eesd.decoding.chain import Chain
@@ -133,6 +133,7 @@ def trace_facts(
         k_max=settings["k_max"],
         settings_hash=settings_hash({**identity, "model": weights, "dtype": row["dtype"]}),
         calibration=drafter.card.get("calibration") if drafter.card else None,
+        context=head_context(drafter),
     )
 
 

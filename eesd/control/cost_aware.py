@@ -34,6 +34,7 @@ class CostTS(CaliTS):
     memory: float = 0.95
     context: int = 256
     seconds: list[float] = field(default_factory=lambda: [1.0], init=False, repr=False, compare=False)
+    again: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_range("memory of controller cost_ts", self.memory)
@@ -45,7 +46,10 @@ class CostTS(CaliTS):
         super().equip(calibration)
         found = costs.at(self.context)
         found.check_k(self.k_max)
-        self.seconds = [found.round_s(drafted) for drafted in range(self.k_max + 1)]
+        # Every drafted token costs a signal, but for one at the cap.
+        asked = [min(drafted, self.k_max - 1) for drafted in range(self.k_max + 1)]
+        self.seconds = [found.round_s(drafted, signals=signals) for drafted, signals in enumerate(asked)]
+        self.again = [found.accepted_s(accepted) for accepted in range(self.k_max + 1)]
         self.start()
 
     def start(self) -> None:
@@ -84,4 +88,4 @@ class CostTS(CaliTS):
         self.hits += accepted
         self.misses += accepted < drafted
         self.tokens = self.memory * self.tokens + (1 - self.memory) * (accepted + 1)
-        self.time = self.memory * self.time + (1 - self.memory) * self.seconds[drafted]
+        self.time = self.memory * self.time + (1 - self.memory) * (self.seconds[drafted] + self.again[accepted])

@@ -2,8 +2,9 @@
 
     table = read_costs("resources/hardware/smollm2-135m.json")
     costs = table.at(context=300)
-    costs.round_s(drafted=4)      # seconds of drafting 4 tokens and verifying them
-    costs.vanilla_s               # seconds of a vanilla token
+    costs.round_s(drafted=4)                            # seconds of drafting 4 tokens and verifying them
+    costs.round_s(drafted=4, accepted=2, signals=3)     # of which 2 are kept, a controller having looked at 3
+    costs.round_s(0)                                    # seconds of a vanilla token
 
 A cost-aware controller decides by these numbers, not by a clock, so that live decoding and replay agree round by
 round; replay turns rounds into time with them.
@@ -14,39 +15,57 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from eesd.errors import EesdError
+
+VERIFIED = "verified"  # the `context` of a head that processes accepted tokens again
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds at one context length.
 
-    draft_s: one draft step. verify_s[n - 1]: the layers above the exit and the head on n query tokens.
-    vanilla_s: one token without drafting. overhead_s: what a round with a draft pays once, the first layers of its
-    last drafted token, which no draft step has run.
+    rounds_s[k]: a round of the decode loop that drafts k tokens, nobody looking at signals; rounds_s[0] is a vanilla
+    token. rows_s[a]: what a accepted tokens add to the next draft, whose first step processes them again; constant
+    beyond its end, empty for heads that do not. signal_s: the statistics of one draft law, for a controller that reads
+    them.
     """
 
-    draft_s: float
-    verify_s: tuple[float, ...]
-    vanilla_s: float
-    overhead_s: float
+    rounds_s: tuple[float, ...]
+    rows_s: tuple[float, ...] = ()
+    signal_s: float = 0.0
+
+    @classmethod
+    def of_pieces(cls, draft_s: float, verify_s: Sequence[float], vanilla_s: float, first_layers_s: float) -> Costs:
+        """The sum of separate measurements, for tables without whole rounds.
+
+        verify_s[n - 1]: the layers above the exit and the head on n query tokens. first_layers_s: of the last drafted
+        token, which no draft step has run.
+        """
+        drafts = (k * draft_s + first_layers_s + verify_s[k] for k in range(1, len(verify_s)))
+        return cls((vanilla_s, *drafts))
+
+    @property
+    def vanilla_s(self) -> float:
+        """One token without drafting."""
+        return self.rounds_s[0]
 
     @property
     def k_max(self) -> int:
         """Longest draft that these costs can price."""
-        return len(self.verify_s) - 1
+        return len(self.rounds_s) - 1
 
-    def round_s(self, drafted: int) -> float:
-        """Seconds of a round; with nothing drafted it is a vanilla token."""
-        return drafted * self.draft_s + self.overhead_s + self.verify_s[drafted] if drafted else self.vanilla_s
+    def round_s(self, drafted: int, accepted: int = 0, signals: int = 0) -> float:
+        """Seconds of a round; it pays for its accepted tokens, though they are processed with the next draft."""
+        return self.rounds_s[drafted] + self.accepted_s(accepted) + signals * self.signal_s
 
-    def more_s(self, drafted: int) -> float:
-        """Seconds that drafting one token more than `drafted` adds to a round."""
-        return self.round_s(drafted + 1) - self.round_s(drafted)
+    def accepted_s(self, accepted: int) -> float:
+        """What accepted tokens add to the next draft."""
+        return self.rows_s[min(accepted, len(self.rows_s) - 1)] if self.rows_s else 0.0
 
     def check_k(self, k: int, where: str = "The cost table") -> None:
         """EesdError unless drafts of k tokens have a price."""
@@ -59,11 +78,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs at increasing context lengths (tokens), linear between them and constant beyond."""
+    """Costs at increasing context lengths (tokens), linear between them and constant beyond.
+
+    decisions_s: seconds of one decision by the name of the controller; others are free.
+    """
 
     hardware: str
     contexts: tuple[int, ...]
     costs: tuple[Costs, ...]
+    decisions_s: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, context: float) -> Costs:
         """Costs with `context` tokens in the cache."""
@@ -77,45 +100,54 @@ class CostTable:
             return a + share * (b - a)
 
         return Costs(
-            between(low.draft_s, high.draft_s),
-            tuple(map(between, low.verify_s, high.verify_s)),
-            between(low.vanilla_s, high.vanilla_s),
-            between(low.overhead_s, high.overhead_s),
+            tuple(map(between, low.rounds_s, high.rounds_s)),
+            tuple(map(between, low.rows_s, high.rows_s)),
+            between(low.signal_s, high.signal_s),
         )
 
 
-def read_costs(path: Path | str, exit_layer: int | None = None) -> CostTable:
+def read_costs(path: Path | str, exit_layer: int | None = None, context: str = VERIFIED) -> CostTable:
     """The cost table in a file of `eesd hardware`; EesdError with its path for anything that is not one.
 
-    exit_layer: where the head exits that the costs are for; another one in the table is an error.
+    exit_layer: where the head exits that the costs are for; another one in the table is an error. context: what that
+    head reads, as in its card: one that reads `verified` states processes accepted tokens again.
     """
-    hardware, measured, seconds = _read(path)
-    if exit_layer not in (None, measured):
+    found = _read(path)
+    if exit_layer not in (None, found.exit_layer):
         raise EesdError(
-            f"{path}: measured with an exit after layer {measured}, but the head exits after layer {exit_layer}. "
-            f"Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
+            f"{path}: measured with an exit after layer {found.exit_layer}, but the head exits after layer "
+            f"{exit_layer}. Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
         )
-    contexts = tuple(sorted({context for _, _, context in seconds}))
-    return CostTable(hardware, contexts, tuple(_costs(seconds, context, path) for context in contexts))
+    contexts = tuple(sorted({at for _, _, at in found.seconds}))
+    costs = tuple(_costs(found.seconds, at, path, again=context == VERIFIED) for at in contexts)
+    return CostTable(found.hardware, contexts, costs, found.decisions_s)
 
 
 def read_verification(path: Path | str, context: int) -> tuple[float, tuple[float, ...]]:
     """Seconds of a draft head, and of verifying 1, 2 .. tokens through all layers, at the nearest context measured."""
-    _, _, seconds = _read(path)
+    seconds = _read(path).seconds
     at = min({context for _, _, context in seconds}, key=lambda measured: (abs(measured - context), measured))
     longest = max((query for piece, query, where in seconds if piece == "verify" and where == at), default=1)
     verify = tuple(_cost(seconds, path, "verify", query, at) for query in range(1, longest + 1))
     return _cost(seconds, path, "draft_head", 1, at), verify
 
 
-def _read(path: Path | str) -> tuple[str, int, dict[tuple[str, int, int], float]]:
-    """Hardware, exit layer and seconds by (piece, query tokens, context tokens) of a file of `eesd hardware`."""
+class _Measured(NamedTuple):
+    """A file of `eesd hardware`; seconds by (piece, query tokens, context tokens)."""
+
+    hardware: str
+    exit_layer: int
+    seconds: dict[tuple[str, int, int], float]
+    decisions_s: dict[str, float]
+
+
+def _read(path: Path | str) -> _Measured:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
         hardware = f"{found['model']}, {found['dtype']}, {found['device']}"
-        exit_layer = found["exit_layer"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        exit_layer, decisions = found["exit_layer"], dict(found.get("decisions_s", {}))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
     bad = [key for key, value in seconds.items() if not isinstance(value, int | float) or not 0 < value < math.inf]
     if bad:
@@ -123,7 +155,7 @@ def _read(path: Path | str) -> tuple[str, int, dict[tuple[str, int, int], float]
         raise EesdError(f"{path}: {path_name} of {query} tokens at context {context} has no time above zero.")
     if not seconds:
         raise EesdError(f"{path}: an empty cost table. Measure again with `eesd hardware`.")
-    return hardware, exit_layer, seconds
+    return _Measured(hardware, exit_layer, seconds, decisions)
 
 
 def _cost(
@@ -137,10 +169,18 @@ def _cost(
         ) from None
 
 
-def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Path | str) -> Costs:
+def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Path | str, again: bool) -> Costs:
     def cost(piece: str, query: int = 1) -> float:
         return _cost(seconds, path, piece, query, context)
 
-    longest = max((query for piece, query, at in seconds if piece == "verify_from_exit" and at == context), default=1)
-    verify = tuple(cost("verify_from_exit", query) for query in range(1, longest + 1))
-    return Costs(cost("draft"), verify, cost("vanilla"), cost("first_layers"))
+    def longest(piece: str) -> int:
+        return max((query for name, query, at in seconds if (name, at) == (piece, context)), default=0)
+
+    if longest("round"):
+        rounds = Costs(tuple(cost("round", k) for k in range(longest("round") + 1)))
+    else:  # measured before whole rounds were
+        verify = [cost("verify_from_exit", query) for query in range(1, max(1, longest("verify_from_exit")) + 1)]
+        rounds = Costs.of_pieces(cost("draft"), verify, cost("vanilla"), cost("first_layers"))
+    rows = [cost("exit_layer", query) for query in range(1, longest("exit_layer") + 1)] if again else []
+    signal = cost("signal") if longest("signal") else 0.0
+    return Costs(rounds.rounds_s, tuple(max(0.0, row - rows[0]) for row in rows), signal)

@@ -121,6 +121,10 @@ class Chain(Draft):
         """What the controller may look at; its cost, waiting included, is the controller's, and nobody else pays it."""
         if not self.controller.uses_signal:
             return Signal(len(self.ids), nan, nan, nan)
-        law = logits.softmax(-1) if law is None else law
-        entropy = torch.special.entr(law).sum()
-        return Signal(len(self.ids), *torch.stack((law.max(), law.take(row), entropy)).tolist())
+        return Signal(len(self.ids), *read_signal(logits, row, law))
+
+
+def read_signal(logits: Tensor, row: Tensor, law: Tensor | None = None) -> list[float]:
+    """max q, q of the drafted row and the entropy of q, given draft logits [rows] or q itself; waits for the device."""
+    law = logits.softmax(-1) if law is None else law
+    return torch.stack((law.max(), law.take(row), torch.special.entr(law).sum())).tolist()

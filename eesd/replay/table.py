@@ -17,9 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from eesd.analysis.columns import COLUMNS
+from eesd.analysis.stats import Speedup, paired_speedup
 from eesd.analysis.tables import write_csv
 from eesd.control import Controller, CostTable, make_controller, read_costs
 from eesd.control.grid import all_settings, expand
@@ -32,6 +34,8 @@ from eesd.replay.trace import Trace, check_same_model, read_trace
 ORACLE = "oracle"
 # Settings that a process replays before it reports: enough to hide what starting it costs, few enough to share evenly.
 CHUNK = 25
+# Of items, for the interval of one row: a table may have thousands.
+RESAMPLES = 999
 
 
 def write_replay_table(
@@ -50,7 +54,7 @@ def write_replay_table(
         for found in pool.map(_replay_chunk, *zip(*jobs, strict=True)):
             records += found
             bar.update()
-    table = _with_regret(pd.DataFrame(records))[list(COLUMNS["replay"])]
+    table = _compared(pd.DataFrame(records))[list(COLUMNS["replay"])]
     write_csv(table, out)
     return table
 
@@ -63,7 +67,7 @@ def _trace(path: Path) -> Trace:
 @lru_cache(maxsize=16)
 def _clock(trace_path: Path, cost_path: Path) -> tuple[Clock, CostTable]:
     trace = _trace(trace_path)
-    table = read_costs(cost_path, trace.facts.exit_layer)
+    table = read_costs(cost_path, trace.facts.exit_layer, trace.facts.context)
     return Clock(trace, table, trace.facts.k_max), table
 
 
@@ -75,8 +79,10 @@ def _replay_chunk(
     records = []
     for cost_path in costs if chunk is None else []:
         clock, table = _clock(path, cost_path)
-        rounds = oracle(clock, trace.facts.k_max)
-        records.append(_record(trace, table, clock, [rounds], ORACLE, {"k_max": trace.facts.k_max}))
+        k_max = trace.facts.k_max
+        rounds = oracle(clock, k_max)
+        found = _record(trace, table, [rounds], clock.items(rounds), ORACLE, {"k_max": k_max})
+        records.append({**found, **_references(trace, clock)})
     for settings in chunk or []:
         replays: list[list[Rounds]] = []
         for cost_path in costs:
@@ -84,7 +90,8 @@ def _replay_chunk(
             controller = make_controller(settings)
             if controller.uses_costs or not replays:
                 replays = list(_replays(controller, settings, trace, table, seeds))
-            records.append(_record(trace, table, clock, replays, settings["name"], all_settings(controller)))
+            seconds = np.mean([clock.items(made, controller) for made in replays], 0)
+            records.append(_record(trace, table, replays, seconds, settings["name"], all_settings(controller)))
     return records
 
 
@@ -98,18 +105,25 @@ def _replays(
         yield replay(fresh, trace, shift)
 
 
+def _references(trace: Trace, clock: Clock) -> dict[str, Any]:
+    """Seconds by item of vanilla and of the static draft length that, as hindsight shows, was best on the trace."""
+    statics = [make_controller({"name": "static", "k": k}) for k in range(1, trace.facts.k_max + 1)]
+    seconds = [clock.items(replay(one, trace), one) for one in statics]
+    best = int(np.argmin(np.sum(seconds, 1)))
+    return {"vanilla": clock.vanilla_items(), "best_static": seconds[best], "best_static_k": best + 1}
+
+
 def _record(
     trace: Trace,
     table: CostTable,
-    clock: Clock,
     replays: Sequence[list[Rounds]],
+    seconds: Sequence[float],
     name: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A row of the table, without its regret; means over the replays."""
+    """A row of the table without what compares it with others; means over the replays. seconds: by item."""
     rounds = [one for made in replays for item in made for one in item]
     drafted, accepted = sum(one[0] for one in rounds), sum(one[1] for one in rounds)
-    seconds = sum(clock.time(made) for made in replays) / len(replays)
     facts = trace.facts
     return {
         "model": facts.model,
@@ -121,8 +135,8 @@ def _record(
         "tokens_per_round": len(replays) * trace.output_tokens / len(rounds),
         "drafted_per_round": drafted / len(rounds),
         "acceptance_rate": accepted / drafted if drafted else None,
-        "predicted_speedup": clock.vanilla() / seconds,
-        "seconds_per_token": seconds / trace.output_tokens,
+        "seconds": list(seconds),
+        "seconds_per_token": float(np.sum(seconds)) / trace.output_tokens,
         "rounds": len(rounds) / len(replays),
         "output_tokens": trace.output_tokens,
         "n_items": len(trace.items),
@@ -131,11 +145,34 @@ def _record(
     }
 
 
-def _with_regret(table: pd.DataFrame) -> pd.DataFrame:
-    """Add 1 - predicted speedup / the oracle's on the same trace and hardware."""
+def _compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Add what a record is against vanilla, the best static draft and the oracle of its trace and hardware."""
     where = ["model", "task", "drafter", "hardware"]
-    best = table[table["controller"] == ORACLE].set_index(where)["predicted_speedup"]
+    best = table[table["controller"] == ORACLE].set_index(where)
     if best.index.has_duplicates:
         raise EesdError("Two traces of the same model, task and drafter, or a cost table twice: give each once.")
-    oracles = best.loc[list(table[where].itertuples(index=False, name=None))].to_numpy()
-    return table.assign(regret=1 - table["predicted_speedup"].to_numpy() / oracles)
+    records = []
+    for key, seconds in zip(table[where].itertuples(index=False, name=None), table["seconds"], strict=True):
+        same = best.loc[key]
+        speedup, hindsight = _ratio(same["vanilla"], seconds), _ratio(same["best_static"], seconds)
+        records.append(
+            {
+                "predicted_speedup": speedup.ratio,
+                "ci_low": speedup.low,
+                "ci_high": speedup.high,
+                "regret": 1 - sum(same["seconds"]) / sum(seconds),
+                "best_static_k": int(same["best_static_k"]),
+                "of_best_static": hindsight.ratio,
+                "of_best_static_low": hindsight.low,
+                "of_best_static_high": hindsight.high,
+            }
+        )
+    return pd.concat([table.drop(columns="best_static_k"), pd.DataFrame(records, table.index)], axis=1)
+
+
+def _ratio(base: Sequence[float], seconds: Sequence[float]) -> Speedup:
+    """How many times faster than `base`, with an interval over items; outputs of one token have no rounds."""
+    pairs = [(one, own) for one, own in zip(base, seconds, strict=True) if one > 0]
+    ones, own = zip(*pairs, strict=True)
+    tokens = [1.0] * len(pairs)
+    return paired_speedup(range(len(pairs)), tokens, own, tokens, ones, n_resamples=RESAMPLES)

@@ -24,7 +24,7 @@ from eesd.control import Signal
 from eesd.errors import EesdError
 from eesd.files import atomic_path
 
-SCHEMA = "1"
+SCHEMA = "2"
 SIGNALS = ("confidence", "probability", "entropy")
 ARRAYS = ("drafted", *SIGNALS, "length", "match")
 
@@ -77,8 +77,8 @@ class TracedItem:
 class TraceFacts:
     """What a trace was recorded with.
 
-    fingerprint: of the model's weights. settings_hash: of everything its chains depend on. calibration: as in the
-    head's card, None without one.
+    fingerprint: of the model's weights. settings_hash: of everything its chains depend on. calibration, context: as in
+    the head's card, None and `none` without one.
     """
 
     model: str
@@ -91,6 +91,7 @@ class TraceFacts:
     k_max: int
     settings_hash: str
     calibration: dict[str, Any] | None = None
+    context: str = "none"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import pytest
 
 from eesd.analysis.engine import write_engine_table
 from eesd.analysis.tables import write_tables
+from eesd.replay.prediction import write_prediction_table
+from eesd.replay.strips import write_strips_table
 from eesd.replay.table import write_replay_table
 from eesd.replay.trace import write_trace
 from tests.analysis.factory import realistic_rows, write_card, write_costs, write_rows, write_study
-from tests.replay.factory import random_trace
+from tests.replay.factory import live_rows, random_trace
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +34,9 @@ def tables_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     settings = {"controllers": controllers, "seeds": 1}
     write_replay_table(traces, [folder / "toy.json"], settings, folder / "tables" / "replay.csv", workers=1)
+    alone = {"controllers": [{"name": "static", "k": 2}, {"name": "beta_ts"}], "seeds": 1}
+    write_strips_table(traces, folder / "toy.json", alone, folder / "tables" / "strips.csv")
+    rows = write_rows(folder / "traced.jsonl", [row for path in traces for row in live_rows(random_trace(path.stem))])
+    write_prediction_table(traces, [rows], folder / "toy.json", folder / "tables" / "prediction.csv")
     write_study(folder / "tables" / "study", "exit_layer", [2, 4, 8], seeds=3)
     return folder / "tables"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,18 @@ from eesd.analysis import style
 from eesd.analysis.figures import FIGURES, figure
 from eesd.analysis.tables import write_tables
 from eesd.errors import EesdError
-from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_rows
+from eesd.replay.table import write_replay_table
+from eesd.replay.trace import write_trace
+from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_costs, write_rows
+from tests.replay.factory import random_trace
 
-REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps"]
+REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps", "replay_strips"]
 NAMES = [
     "acceptance",
     "engine",
     "heads",
     "heads_by_position",
+    "prediction",
     "reliability",
     *REPLAYS,
     "speedup",
@@ -66,9 +71,37 @@ def test_replays_show_every_controller_oracle_and_task(tables_dir: Path) -> None
         text = svg(name, tables_dir)
         for words in ("toy, float32, Toy CPU", "ASDiv (n = 2)", "XSum (n = 2)", "Beta-TS", "HF heuristic"):
             assert words in text
+    assert "oracle" in svg("replay_strips", tables_dir)
     text = svg("replay_sensitivity", tables_dir)
     assert "Beta-TS, toy, float32, Toy CPU" in text
     assert "forget" in text and "prior" in text
+
+
+def test_sensitivity_has_a_map_for_every_cost_table(tmp_path: Path) -> None:
+    dear = [
+        {**piece, "seconds": 3 * piece["seconds"]} for piece in json.loads(costs(tmp_path, "a").read_text())["costs"]
+    ]
+    tables = [costs(tmp_path, "slow CPU"), costs(tmp_path, "GPU of 7B"), costs(tmp_path, "GPU of 70B", costs=dear)]
+    write_trace(random_trace(), tmp_path / "asdiv.safetensors")
+    grid = {"forget": [0.9, 1.0], "prior": [[1, 1], [2, 1]]}
+    settings = {"controllers": [{"name": "beta_ts", "grid": grid}], "seeds": 1}
+    write_replay_table([tmp_path / "asdiv.safetensors"], tables, settings, tmp_path / "replay.csv", workers=1)
+    text = svg("replay_sensitivity", tmp_path)
+    assert all(f"Beta-TS, toy, float32, {device}" in text for device in ("slow CPU", "GPU of 7B", "GPU of 70B"))
+
+
+def costs(folder: Path, device: str, **changes) -> Path:
+    return write_costs(folder / f"{device}.json", device=device, **changes)
+
+
+def test_prediction_tells_both_errors_and_counts(tables_dir: Path, tmp_path: Path) -> None:
+    text = svg("prediction", tables_dir)
+    for words in ("relative:", "seconds:", "ASDiv (n = 2)", "static k = 2"):
+        assert words in text
+    table = pd.read_csv(tables_dir / "prediction.csv")
+    table[table["method"] == "vanilla"].to_csv(tmp_path / "prediction.csv", index=False)
+    with pytest.raises(EesdError, match="no method beside vanilla"):
+        svg("prediction", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +119,7 @@ def test_a_replay_without_what_the_figure_shows(tables_dir: Path, tmp_path: Path
         figure(name, tmp_path, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", "study", *REPLAYS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", "prediction", "study", *REPLAYS)])
 def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
     rows = realistic_rows(tasks=("asdiv",), methods=("vanilla", "eesd"), n_items=1)
     cards = [write_card(tmp_path / "card.json")]

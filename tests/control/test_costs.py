@@ -27,10 +27,30 @@ def test_seconds_of_a_round_by_hand(tmp_path: Path):
     # Three draft steps, the first layers of the third token, the rest of the layers for four.
     assert costs.round_s(3) == 3 * 2.0 + 1.0 + 12.0
     assert costs.round_s(0) == costs.vanilla_s == 10.0
-    assert costs.more_s(0) == 2.0 + 1.0 + 10.0 - 10.0
-    assert costs.more_s(2) == 3.0
     assert costs.k_max == 4
     assert table.hardware == "toy, float32, Toy CPU"
+
+
+def whole(context: int, factor: float = 1.0) -> list[dict]:
+    """Rounds as a whole, the exit layer on more rows, and signals."""
+    found = [piece("round", k, context, factor * (10.0 + 3.0 * k)) for k in range(6)]
+    found += [piece("exit_layer", rows, context, factor * (1.0 + 0.25 * rows)) for rows in (1, 2, 3)]
+    return [*found, piece("signal", 1, context, factor * 0.5)]
+
+
+def test_whole_rounds_signals_and_accepted_rows_have_prices(tmp_path: Path):
+    path = write_costs(tmp_path / "toy.json", costs=pieces(100) + whole(100), decisions_s={"cost_ts": 0.1})
+    table = read_costs(path, 4, "verified")
+    costs = table.at(100)
+    assert costs.k_max == 5
+    assert costs.round_s(0) == costs.vanilla_s == 10.0
+    assert costs.round_s(4, accepted=2, signals=3) == 22.0 + 2 * 0.25 + 3 * 0.5
+    assert costs.accepted_s(5) == costs.accepted_s(2)  # constant beyond what was measured
+    assert table.decisions_s == {"cost_ts": 0.1}
+    plain = read_costs(path, 4, "none").at(100)  # a head that reads the exit alone processes nothing again
+    assert plain.round_s(4, accepted=2) == 22.0
+    both = read_costs(write_costs(tmp_path / "two.json", costs=whole(100) + whole(300, 3.0))).at(200)
+    assert both.round_s(4, accepted=2, signals=3) == pytest.approx(2 * costs.round_s(4, accepted=2, signals=3))
 
 
 def test_linear_in_the_context_and_constant_beyond(tmp_path: Path):
@@ -54,6 +74,7 @@ def test_verification_through_all_layers_at_the_nearest_context(tmp_path: Path):
         ([], "an empty cost table"),
         ([p for p in pieces(100) if p["path"] != "draft"], "no cost of draft for 1 tokens at context 100"),
         ([p for p in pieces(100) if p["query_tokens"] != 3], "no cost of verify_from_exit for 3 tokens"),
+        ([p for p in whole(100) if (p["path"], p["query_tokens"]) != ("round", 2)], "no cost of round for 2 tokens"),
         ([piece("draft", 1, 100, -1.0)], "draft of 1 tokens at context 100 has no time above zero"),
     ],
 )

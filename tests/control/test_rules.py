@@ -13,7 +13,7 @@ from eesd.control.costs import Costs, CostTable
 from eesd.errors import EesdError
 
 CALIBRATION = Calibration([0.0, 1.0], [0.0, 1.0])
-COSTS = CostTable("toy", (100,), (Costs(2.0, tuple(9.0 + 0.5 * n for n in range(21)), 10.0, 1.0),))
+COSTS = CostTable("toy", (100,), (Costs.of_pieces(2.0, [9.0 + 0.5 * n for n in range(21)], 10.0, 1.0),))
 
 
 def made(name: str, **settings) -> Controller:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from eesd.control import make_controller
+from eesd.replay.loop import replay
 from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts
+from tests.analysis.factory import make_row, split_seconds
 
 FACTS = TraceFacts("toy", "w", "asdiv", "exit4", "h", 4, "float32", 5, "s", {"x": [0.0, 1.0], "y": [0.1, 0.9]})
 
@@ -21,6 +25,21 @@ def make_item(
     length = np.full(count, k_max, np.int32)
     chains = Chains(np.zeros((count, k_max), np.int32), *signals, length, np.array(match, np.int32))
     return TracedItem(f"i{seed}", seed, prompt_tokens, count + 1 + room, tuple(range(count + 1)), chains)
+
+
+def live_rows(trace: Trace, seconds: float = 0.01) -> list[dict[str, Any]]:
+    """Rows of vanilla and of static drafts as live decoding leaves them, every round taking the same time."""
+    settings = {"drafter": "exit_head", "head": trace.facts.drafter, "head_sha256": trace.facts.head_sha256}
+    settings["controller"] = {"name": "static", "k": 2}
+    rounds = replay(make_controller(settings["controller"]), trace)
+    rows = []
+    for item, made in zip(trace.items, rounds, strict=True):
+        vanilla = [(0, 0, "none")] * (len(item.output) - 1)
+        for method, own, found in (("vanilla", {}, vanilla), ("static_k2", settings, made)):
+            changes = {"task": trace.facts.task, "seed": item.seed, "output_tokens": list(item.output), "settings": own}
+            changes["seconds"] = split_seconds(len(found) * seconds)
+            rows.append(make_row(method, item.id, rounds=[list(one) for one in found], **changes))
+    return rows
 
 
 def make_trace(*items: TracedItem, **facts) -> Trace:

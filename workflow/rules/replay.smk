@@ -50,6 +50,69 @@ rule replay_controllers:
         " {input.traces:q} 2>&1 | tee {log}"
 
 
+# Tabulate the draft lengths of an entry's controllers along one answer of each of its traces.
+rule tabulate_strips:
+    input:
+        traces=lambda wildcards: settings.replay_traces(config, wildcards.model, wildcards.replay),
+        costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay)[0],
+        modules=modules("eesd/replay", "eesd/control", "eesd/analysis/columns.py"),
+    output:
+        "results/replay/{model}/{replay}/strips.csv",
+    log:
+        "logs/replay/{model}/{replay}.strips.log",
+    params:
+        settings=to_json(lambda config, wildcards: settings.resolve_replay(config, wildcards.replay)),
+    shell:
+        "python -m eesd strips --settings {params.settings:q} --costs {input.costs:q} --out {output}"
+        " {input.traces:q} 2>&1 | tee {log}"
+
+
+# Hold the cost table's predictions against a group's rows; fails where replay does not make their rounds.
+rule predict_group:
+    input:
+        traces=lambda wildcards: settings.prediction_traces(config, wildcards.model, wildcards.group),
+        rows=lambda wildcards: settings.group_rows(config, wildcards.model, wildcards.group),
+        costs=lambda wildcards: settings.cost_path(wildcards.model),
+        modules=modules("eesd/replay", "eesd/control", *[f"eesd/analysis/{name}.py" for name in ("columns", "rows")]),
+    output:
+        report(
+            "results/prediction/{model}/{group}/prediction.csv",
+            caption="../report/prediction.rst",
+            category="Tables",
+            labels={"table": "prediction, {model}, {group}"},
+        ),
+    log:
+        "logs/prediction/{model}/{group}.log",
+    params:
+        rows=lambda wildcards, input: each("--rows", input.rows),
+    shell:
+        "python -m eesd predict --costs {input.costs:q} {params.rows:q} --out {output} {input.traces:q}"
+        " 2>&1 | tee {log}"
+
+
+# Draw predicted against measured speed.
+rule draw_prediction:
+    input:
+        table="results/prediction/{model}/{group}/prediction.csv",
+        modules=modules("eesd/analysis"),
+    output:
+        "figures/{model}/prediction/{group}.pdf",
+        "figures/{model}/prediction/{group}.png",
+        report(
+            "figures/{model}/prediction/{group}.svg",
+            caption="../report/prediction.rst",
+            category="Figures",
+            labels={"figure": "prediction, {model}, {group}"},
+        ),
+    log:
+        "logs/figures/{model}/prediction/{group}.log",
+    params:
+        tables=lambda wildcards, input: Path(input.table).parent,
+        out=lambda wildcards, output: Path(output[0]).with_suffix(""),
+    shell:
+        "python -m eesd figure prediction --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
+
+
 for replay, entry in config["replays"].items():
 
     # Draw the figure of one entry from its table alone.
@@ -57,7 +120,7 @@ for replay, entry in config["replays"].items():
         name:
             f"draw_replay_{replay}"
         input:
-            table=f"results/replay/{{model}}/{replay}/replay.csv",
+            table=f"results/replay/{{model}}/{replay}/{settings.replay_table(entry)}.csv",
             modules=modules("eesd/analysis"),
         output:
             f"figures/{{model}}/{replay}.pdf",

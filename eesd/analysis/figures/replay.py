@@ -6,6 +6,7 @@ Each is drawn from one replay.csv, which its entry under `replays` of the config
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _titles(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 @FIGURES.register("replay_regret")
 def draw_regret(tables_dir: Path) -> Figure:
-    """Bars: predicted speedup of every setting, best mean first; the oracle is the ceiling, vanilla a dotted line."""
+    """Bars: predicted speedup of every setting with its interval, best mean first; lines: oracle, vanilla, static."""
     table = _one_hardware(read_replay(tables_dir))
     panels = _titles(table)
     rated = table[table["controller"] != ORACLE]
@@ -108,18 +109,22 @@ def draw_regret(tables_dir: Path) -> Figure:
     band = style.Band(table["hardware"].iloc[0], [title for title, _ in panels], style.LINE_IN * len(order))
     drawing, axes = style.grid([band])
     for (title, own), panel in zip(panels, axes[0], strict=True):
-        speedup = own.set_index("label")["predicted_speedup"]
+        bars = own.set_index("label")
         for line, label in enumerate(order):
-            panel.barh(line, speedup[label], 0.7, color=color[label])
+            speedup, low, high = bars.loc[label, ["predicted_speedup", "ci_low", "ci_high"]].astype(float)
+            panel.barh(line, speedup, 0.7, color=color[label])
+            panel.plot([low, high], [line, line], color="0.15", linewidth=0.8)  # nothing where there is no interval
             note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 6}
             note["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
-            panel.annotate(f"{speedup[label]:.2f}", (speedup[label], line), **note)
+            panel.annotate(f"{speedup:.2f}", (max(speedup, 0 if isnan(high) else high), line), **note)
         ceiling = float(own.loc[own["controller"] == ORACLE, "predicted_speedup"].iloc[0])
         panel.axvline(ceiling, color="k", linewidth=0.9)
         beside = {"xytext": (-2, 0), "textcoords": "offset points", "va": "center", "ha": "right", "fontsize": 6}
         panel.annotate(f"oracle {ceiling:.2f}", (ceiling, len(order) - 1), **beside)
         panel.axvline(1, **VANILLA)
-        panel.set_xlim(0, 1.08 * float(table["predicted_speedup"].max()))
+        hindsight = own["predicted_speedup"].iloc[0] / own["of_best_static"].iloc[0]
+        panel.axvline(hindsight, color=COLORS[STATIC], linewidth=0.9, linestyle=(0, (4, 2)))
+        panel.set_xlim(0, 1.08 * float(table[["predicted_speedup", "ci_high"]].max().max()))
         panel.set_yticks(range(len(order)), order)
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.set_xlabel("predicted speedup")

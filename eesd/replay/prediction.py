@@ -1,0 +1,169 @@
+"""prediction.csv: what the cost table predicts of measured generations, and the proof that replay makes their rounds.
+
+    python -m eesd predict results/traces/smollm2-135m/asdiv/main/deep4.safetensors \
+        --rows results/bench/smollm2-135m/asdiv/main.jsonl --costs resources/hardware/smollm2-135m.json \
+        --out results/prediction/smollm2-135m/main/prediction.csv
+
+Every greedy row of vanilla, or of a method that drafts with the head of a trace, is replayed with its own controller
+and seed. Rounds that differ from the measured ones are an error; equal ones are priced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eesd.analysis.columns import COLUMNS
+from eesd.analysis.rows import Row, read_rows
+from eesd.analysis.tables import write_csv
+from eesd.control import Controller, make_controller, read_costs
+from eesd.errors import EesdError
+from eesd.files import sha256_file
+from eesd.replay.loop import Rounds, equip_for, replay_item
+from eesd.replay.oracle import Clock
+from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
+
+BASELINE = "vanilla"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One trace with its prices."""
+
+    trace: Trace
+    costs: Path
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Seconds of rounds on this trace."""
+        facts = self.trace.facts
+        return Clock(self.trace, read_costs(self.costs, facts.exit_layer, facts.context), facts.k_max)
+
+    @cached_property
+    def items(self) -> dict[str, TracedItem]:
+        """Items by name."""
+        return {item.id: item for item in self.trace.items}
+
+    def rounds(self, row: Row) -> tuple[Rounds, Controller | None]:
+        """The rounds of a row in replay, and the controller that made them; EesdError unless they are the row's."""
+        item = self.items[row["item"]]
+        if row["method"] == BASELINE:
+            return [(0, 0, "none")] * (len(item.output) - 1), None
+        controller = make_controller(row["settings"]["controller"])
+        if controller.uses_costs and row["settings"].get("costs_sha256") != sha256_file(self.costs):
+            raise EesdError(
+                f"{row['where']}: {row['method']} decided by another cost table than {self.costs}. Give the table that "
+                "its method names, or measure the rows again."
+            )
+        equip_for(controller, self.trace, self.clock.table)
+        found = replay_item(controller, item, row["seed"] - item.seed)
+        _check_equal(row, found)
+        return found, controller
+
+    def seconds(self, row: Row) -> float:
+        """Predicted seconds of a row's rounds."""
+        rounds, controller = self.rounds(row)
+        return self.clock.item(self.items[row["item"]], rounds, controller)
+
+
+def _check_equal(row: Row, found: Rounds) -> None:
+    live, made = [tuple(one[:2]) for one in row["rounds"]], [one[:2] for one in found]
+    if live != made:
+        first = next((i for i, (a, b) in enumerate(zip(live, made, strict=False)) if a != b), min(len(live), len(made)))
+        raise EesdError(
+            f"{row['where']}: {row['method']} on {row['item']}: round {first} (drafted, accepted) is "
+            f"{_at(live, first)} live and {_at(made, first)} in replay. Row and trace must come from the same code and "
+            "head: record the trace again, or measure the rows again."
+        )
+
+
+def _at(rounds: Sequence[tuple[int, int]], place: int) -> tuple[int, int] | str:
+    return rounds[place] if place < len(rounds) else "missing"
+
+
+def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: Path, out: Path) -> pd.DataFrame:
+    """Predict every replayable row, write prediction.csv and print how far off the predictions are."""
+    predictors = [Predictor(read_trace(path), costs) for path in traces]
+    check_same_model([one.trace for one in predictors])
+    measured = [row for row in read_rows(rows) if row["decoding"] == "greedy"]
+    baselines = {_unit(row): row for row in measured if row["method"] == BASELINE}
+    records = [_record(one, row, baselines[_unit(row)]) for one, row in _pairs(predictors, measured)]
+    if not any(record["method"] != BASELINE for record in records):
+        raise EesdError("No row was drafted with the head of a trace. Give rows and traces of the same group.")
+    table = pd.DataFrame(records, columns=list(COLUMNS["prediction"]))
+    write_csv(table, out)
+    print(describe(table))
+    return table
+
+
+def _unit(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("model", "task", "group", "item", "repeat"))
+
+
+def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> list[tuple[Predictor, Row]]:
+    """Every row with the trace that can replay it; those of vanilla with the first of its task."""
+    pairs = []
+    for row in rows:
+        settings = row["settings"]
+        for one in predictors:
+            facts = one.trace.facts
+            same = (facts.model, facts.task) == (row["model"], row["task"])
+            drafts = settings.get("drafter") == "exit_head" and settings.get("head") == facts.drafter
+            if same and (drafts or row["method"] == BASELINE):
+                if _replayable(one, row):
+                    pairs.append((one, row))
+                break
+    return pairs
+
+
+def _replayable(one: Predictor, row: Row) -> bool:
+    """False for a row whose rounds rest on more than its prompt; EesdError for one that the trace does not fit."""
+    facts, settings = one.trace.facts, row["settings"]
+    if row["dtype"] != facts.dtype or settings.get("head_sha256") not in (None, facts.head_sha256):
+        raise EesdError(
+            f"{row['where']}: the trace of {facts.model}, {facts.task}, {facts.drafter} was recorded with another head "
+            f"or dtype than {row['method']}. Record it again."
+        )
+    if row["item"] not in one.items:
+        raise EesdError(f"{row['where']}: {row['item']} is not in the trace of {facts.task}. Record it again.")
+    # Where rounding led elsewhere there is no trace to follow; a memory over prompts holds those of the warm-up too.
+    carried = settings.get("controller", {}).get("reset_on") == "never"
+    return tuple(row["output_tokens"]) == one.items[row["item"]].output and len(row["rounds"]) > 0 and not carried
+
+
+def _record(one: Predictor, row: Row, baseline: Row) -> dict[str, Any]:
+    predicted, measured = one.seconds(row), _measured(row)
+    predicted_speedup, measured_speedup = one.seconds(baseline) / predicted, _measured(baseline) / measured
+    return {
+        **{key: row[key] for key in ("model", "task", "group", "method", "item", "repeat")},
+        "drafter": None if row is baseline else one.trace.facts.drafter,
+        "predicted_s": predicted,
+        "measured_s": measured,
+        "error": predicted / measured - 1,
+        "predicted_speedup": predicted_speedup,
+        "measured_speedup": measured_speedup,
+        "relative_error": measured_speedup / predicted_speedup - 1,
+        "tokens": len(row["output_tokens"]) - 1,
+        "rounds": len(row["rounds"]),
+        "hardware": one.clock.table.hardware,
+    }
+
+
+def _measured(row: Mapping[str, Any]) -> float:
+    return row["seconds"]["total"] - row["seconds"]["prefill"]
+
+
+def describe(table: pd.DataFrame) -> str:
+    """How far off the predictions are, in one line for each kind of error; vanilla has no error relative to itself."""
+    drafting = table[table["method"] != BASELINE]
+    lines = [f"{len(table)} rows, {table['rounds'].sum()} rounds: live and replay agree in all of them."]
+    for column, name in (("error", "seconds"), ("relative_error", "seconds relative to vanilla's in the unit")):
+        median, high = np.quantile(drafting[column].abs(), (0.5, 0.9))
+        lines.append(f"error of {name}: median {100 * median:.1f} %, 90th percentile {100 * high:.1f} %")
+    return "\n".join(lines)

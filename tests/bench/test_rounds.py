@@ -1,0 +1,34 @@
+"""Whole rounds timed in the decode loop, and decisions of controllers."""
+
+from __future__ import annotations
+
+import torch
+
+from eesd.bench.hardware import Pieces
+from eesd.bench.rounds import Shuffled, decision_times, time_rounds
+from eesd.control import CONTROLLERS
+from eesd.models.shapes import random_target
+from tests.toys import tiny_config
+
+
+def test_every_length_is_drafted_equally_often():
+    controller, lengths = Shuffled(k_max=5), []
+    for _ in range(3 * 6):
+        controller.start_drafting()
+        lengths.append(controller.length)
+    assert sorted(lengths) == sorted(3 * list(range(6)))
+    assert lengths[:6] != lengths[6:12]
+
+
+def test_rounds_of_every_length_are_timed():
+    target = random_target(tiny_config(), torch.float32, "cpu")
+    seconds = time_rounds(target, Pieces(target, 2).head, 2, context=30, count=3, longest=5)
+    assert len(seconds) == 6
+    assert all(value > 0 for value in seconds)
+    assert seconds[5] > seconds[0]
+
+
+def test_every_controller_has_a_price():
+    found = decision_times(rounds=20)
+    assert set(found) == set(CONTROLLERS.names())
+    assert all(0 < seconds < 1e-2 for seconds in found.values())
