@@ -31,6 +31,7 @@ include: "workflow/rules/replay.smk"
 include: "workflow/rules/study.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/viewer.smk"
 
 
 # What the lists under `run` of the configuration reach, down to tables and figures.
@@ -57,6 +58,7 @@ rule all:
             study=config["run"]["studies"],
             format=FORMATS,
         ),
+        ["figures/viewer.html"] if config["run"]["views"] else [],
         "results/tables/speedup.md",
         "results/tables/provenance.csv",
         "results/tables/engine.csv",

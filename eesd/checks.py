@@ -47,6 +47,7 @@ def check_names(config: Config) -> None:
         _check_group(config, name)
     check_known("model", config["run"]["models"], config["models"], "run.models")
     check_known("group", config["run"]["groups"], config["groups"], "run.groups")
+    check_known("group", config["run"]["views"], config["groups"], "run.views")
     for name in config["replays"]:
         _check_replay(config, name)
     check_known("replay", config["run"]["replays"], config["replays"], "run.replays")

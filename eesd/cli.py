@@ -156,6 +156,22 @@ def bench(model: Model, settings: Settings, out: Out) -> None:
 
 
 @app.command()
+def view(model: Model, settings: Settings, out: Out) -> None:
+    """Record decodes in enough detail to watch them."""
+    from eesd.bench.view import record_views
+
+    record_views(model, _settings(settings), out)
+
+
+@app.command()
+def viewer(views: Annotated[list[Path], typer.Argument(help="row files of `eesd view`")], out: Out) -> None:
+    """Make the page in which recorded decodes are watched."""
+    from eesd.analysis.viewer import write_viewer
+
+    write_viewer(views, out)
+
+
+@app.command()
 def trace(
     model: Model,
     rows: Annotated[Path, typer.Option(help="row file whose vanilla outputs are followed")],

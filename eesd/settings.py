@@ -150,6 +150,11 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
     return plain({"model": model, "task": task, "group": group, **settings, **_data(config)})
 
 
+def resolve_view(config: Config, model: str, task: str, group: str) -> Config:
+    """Settings of `view`: the group's, with the prompts that are watched."""
+    return {**resolve_bench(config, model, task, group), "prompts": config["view"]["prompts"]}
+
+
 def resolve_trace(config: Config, model: str, task: str, head: str) -> Config:
     """Settings of `trace`."""
     kind = _entry(config, "head", head)["kind"]
@@ -225,6 +230,16 @@ def bench_cells(config: Config) -> Iterator[tuple[str, str, str]]:
         for group in config["run"]["groups"]:
             for task in config["groups"][group]["tasks"]:
                 yield model, task, group
+
+
+def view_files(config: Config) -> list[str]:
+    """Recorded decodes of every group under run.views."""
+    return [
+        f"results/views/{model}/{task}/{group}.jsonl"
+        for model in config["run"]["models"]
+        for group in config["run"]["views"]
+        for task in config["groups"][group]["tasks"]
+    ]
 
 
 def study_cards(config: Config, model: str, study: str) -> list[str]:

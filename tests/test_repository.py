@@ -69,10 +69,12 @@ def test_make_target_plans(root: Path, tmp_path: Path, target: str):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_kernel_sources_ship_with_the_package(root: Path):
+def test_files_beside_the_code_ship_with_the_package(root: Path):
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["eesd"]
     shipped = {path for pattern in patterns for path in (root / "eesd").glob(pattern)}
-    assert {path for path in (root / "eesd").rglob("*.*") if path.suffix in (".cpp", ".h")} <= shipped
+    assert {
+        path for path in (root / "eesd").rglob("*.*") if path.suffix in (".cpp", ".h", ".html", ".css", ".js")
+    } <= shipped
 
 
 def test_no_source_file_is_long(root: Path):

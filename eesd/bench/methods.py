@@ -8,6 +8,7 @@ generation = method(prompt_ids, seed=0, max_new_tokens=128)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,44 @@ from eesd.models.cache import KVCache
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 
+# Peers are called the same way.
 Method = Callable[..., Generation]
 
 # Tokens in the cache at which the cost of verifying a tree is read.
 TREE_CONTEXT = 256
 # Of a tree whose nodes are chosen by cost, at most: cost tables end before.
 MOST_NODES = 63
+
+
+@dataclass(frozen=True)
+class OwnMethod:
+    """A method of ours, ready to generate: method(prompt_ids, seed=0, max_new_tokens=128, on_tokens=None)."""
+
+    target: Transformer
+    drafter: Drafter | None
+    controller: Controller | None
+    branching: Branching | None
+    sampling: Sampling
+    eos: Collection[int]
+    cache: KVCache | None
+
+    def __call__(
+        self, prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None
+    ) -> Generation:
+        """Continue a prompt."""
+        return generate(
+            self.target,
+            prompt,
+            drafter=self.drafter,
+            controller=self.controller,
+            branching=self.branching,
+            sampling=self.sampling,
+            max_new_tokens=max_new_tokens,
+            eos=self.eos,
+            seed=seed,
+            cache=self.cache,
+            on_tokens=on_tokens,
+        )
 
 
 def build_method(
@@ -53,23 +86,7 @@ def build_method(
         controller = make_controller(settings["controller"])
         equip(name, controller, settings, drafter)
         branching = make_branching(settings, controller, drafter)
-
-    def run(prompt: Sequence[int], seed: int, max_new_tokens: int, on_tokens: OnTokens | None = None) -> Generation:
-        return generate(
-            target,
-            prompt,
-            drafter=drafter,
-            controller=controller,
-            branching=branching,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            eos=eos,
-            seed=seed,
-            cache=cache,
-            on_tokens=on_tokens,
-        )
-
-    return run
+    return OwnMethod(target, drafter, controller, branching, sampling, eos, cache)
 
 
 def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter) -> None:
