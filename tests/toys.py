@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from eesd.control import make_controller
+from eesd.decoding.sampling import Sampling
+from eesd.decoding.tree import Branching, Candidate, Tree
 from eesd.drafting.base import Draftable, Drafter, Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.drafting.medusa import MedusaDrafter, MedusaHeads
@@ -81,6 +84,16 @@ def medusa_drafter(
     for output in module.outputs:
         output.weight.data.copy_(target.head_weight[: rows or config.vocab_size])
     return MedusaDrafter(module.to(target.dtype).requires_grad_(False).eval())
+
+
+def planted_tree(shape: Sequence[tuple[int, int]], sampling: Sampling | None = None, **branching) -> Tree:
+    """A tree made by hand: (parent, token) of every node, all of them kept."""
+    controller = make_controller({"name": "static", "k": 9})
+    tree = Tree(Branching(len(shape), **branching), 0, controller, 9, sampling or Sampling(), torch.Generator())
+    for parent, token in shape:
+        tree._add(Candidate(-1.0 * len(tree.tokens), 0.5, parent, token, 0, 0))
+    tree.kept = list(range(1, len(shape) + 1))
+    return tree
 
 
 class ScriptedDrafter(Drafter):

@@ -16,6 +16,7 @@ _WHO = {
 }
 _DATASET = {"dataset": "true name of the data set"}
 _HOW = {"dtype": "number format of the weights", "decoding": "greedy or sampled"}
+_LOSSY = {"lossy": "true if the method may change the output by design"}
 _N = {"n_items": "prompts", "n_units": "prompts x repeats"}
 
 COLUMNS: dict[str, dict[str, str]] = {
@@ -31,7 +32,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "n_units": "prompts x repeats",
         "baseline_tokens_per_s": "tokens per second of the baseline in the same units",
         **_HOW,
-        "lossy": "true if the method may change the output by design",
+        **_LOSSY,
         **_DATASET,
     },
     "acceptance": {
@@ -44,6 +45,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "drafted_per_round": "drafted tokens / rounds; of trees, nodes that were verified",
         "rounds": "verification passes of the target, all units together",
         "n_items": "prompts",
+        **_LOSSY,
         **_DATASET,
     },
     "lossless": {
@@ -55,7 +57,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "tie": "outputs that leave vanilla where two logits are closer than the measured rounding bound",
         "different": "outputs that leave vanilla anywhere else: `eesd lossless` fails unless lossy or peer",
         "not_compared": "outputs that cannot be compared by token (sampling)",
-        "lossy": "true if the method may change the output by design",
+        **_LOSSY,
         "peer": "true for another library: reported, but its divergence breaks no promise of ours",
         **_DATASET,
     },
@@ -70,7 +72,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "token": "token id of the method there; empty if its output had ended",
         "gap": "difference of the two tokens' logits, recomputed in float64",
         "bound": "rounding bound of the run's dtype that the gap is held against",
-        "lossy": "true if the method may change the output by design",
+        **_LOSSY,
         "peer": "true for another library: reported, but its divergence breaks no promise of ours",
         **_DATASET,
     },
@@ -84,6 +86,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "total_s": "sum of the five; for a peer the only time known",
         "output_tokens": "generated tokens that the times are divided by",
         "n_items": "prompts",
+        **_LOSSY,
         **_DATASET,
     },
     "quality": {
@@ -94,12 +97,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "value": "mean over items of the mean over repeats",
         "n_items": "prompts",
         "group": _WHO["group"],
+        **_LOSSY,
         **_DATASET,
     },
     "rounds": {
         **_WHO,
         "accepted": "drafted tokens verified as equal in a round, without the bonus token, with those after an end",
         "count": "rounds with that many",
+        **_LOSSY,
         **_DATASET,
     },
     "heads": {

@@ -111,7 +111,7 @@ def _cells(
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """(identifying columns, rows) of every method of every cell."""
     for key, cell in frame.groupby(list(by), sort=False):
-        yield {**dict(zip(by, key, strict=True)), "dataset": cell["dataset"].iloc[0]}, cell
+        yield {**dict(zip(by, key, strict=True)), **{name: cell[name].iloc[0] for name in ("dataset", "lossy")}}, cell
 
 
 def _how(cell: pd.DataFrame) -> dict[str, Any]:

@@ -152,6 +152,9 @@ def test_lossy_methods_may_differ() -> None:
     found = tables_of(rows)
     assert found["lossless"]["different"].tolist() == [1]
     check_lossless(found)
+    for name in ("speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds"):
+        marked = found[name][found[name]["lossy"]]["method"]
+        assert set(marked) == {"eesd"}, name
 
 
 def test_long_failures_are_cut() -> None:

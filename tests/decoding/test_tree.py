@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -14,19 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eesd.control import Signal, make_controller
+from eesd.control import make_controller
 from eesd.decoding import generate as generate_module
 from eesd.decoding import tree as tree_module
 from eesd.decoding.generate import GREEDY, generate
 from eesd.decoding.sampling import Sampling
-from eesd.decoding.tree import Branching, Tree, Typical, accept_path, follow, typical_path, verify_tree
+from eesd.decoding.tree import Branching, Tree, follow, verify_tree
 from eesd.drafting import Drafter, Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target
 from eesd.models.transformer import Transformer
-from tests.toys import ScriptedDrafter, exit_drafter, medusa_drafter, tiny_target
+from tests.toys import ScriptedDrafter, exit_drafter, medusa_drafter, planted_tree, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
 FIXED = ((0,), (1,), (2,), (0, 0), (0, 1), (2, 1), (0, 0, 0), (2, 1, 0))
@@ -39,15 +39,6 @@ def static(k: int):
 
 def confident(tau: float):
     return make_controller({"name": "confidence", "tau": tau, "k_max": 6})
-
-
-def planted(shape: Sequence[tuple[int, int]], sampling: Sampling = GREEDY, **branching) -> Tree:
-    """A tree made by hand: (parent, token) of every node, all of them kept."""
-    tree = Tree(Branching(len(shape), **branching), 0, static(9), 9, sampling, torch.Generator())
-    for parent, token in shape:
-        tree._add(tree_module.Candidate(-1.0 * len(tree.tokens), 0.5, parent, token, 0, 0))
-    tree.kept = list(range(1, len(shape) + 1))
-    return tree
 
 
 # ---- the chain among the trees --------------------------------------------------------------------------------------
@@ -188,7 +179,7 @@ def test_following_a_drawn_token_is_multi_round_rejection(weights, order, childr
     """Accept child x with probability p(x), else take x out of p: the same law over children and others as one draw."""
     p = torch.tensor(weights, dtype=torch.float64) + 1e-3
     p = p / p.sum()
-    tree = planted([(0, token) for token in order[:children]])
+    tree = planted_tree([(0, token) for token in order[:children]])
     one_draw = defaultdict(float)
     for token in range(5):
         drawn = iter([token, 5])  # 5 is no child's token
@@ -266,7 +257,7 @@ def test_what_is_drafted_depends_on_the_accepted_prefix_alone(lens, deep):
 def test_a_node_sees_its_ancestors_and_no_sibling(window, cut):
     """Final states of every node are those of its path run alone; `cut` layers have run on some nodes before."""
     target = tiny_target(dtype=torch.float64, window=window)
-    tree = planted([(0, 7), (0, 8), (1, 9), (1, 10), (2, 9), (5, 11), (3, 12), (0, 13)])
+    tree = planted_tree([(0, 7), (0, 8), (1, 9), (1, 10), (2, 9), (5, 11), (3, 12), (0, 13)])
     tree.kept = [1, 2, 3, 5, 6, 7]  # two branches end early
     tree.expanded = [0, 1, 2, 5]
     slot, cache = len(PROMPT), target.new_cache(40)
@@ -315,76 +306,6 @@ def test_no_layer_runs_twice_on_a_node(monkeypatch):
     assert runs == dict.fromkeys(range(4), verified)
 
 
-# ---- growing --------------------------------------------------------------------------------------------------------
-
-
-def grown(laws: Sequence[Sequence[Sequence[float]]], branching: Branching, controller=None) -> Tree:
-    """A tree grown from draft laws by hand: of every level, one law for each frontier node or one for all."""
-    tree = Tree(branching, 0, controller or static(len(laws)), 99, GREEDY, None)
-    for level in laws:
-        if tree.stop:
-            break
-        tree.grow(torch.tensor(level, dtype=torch.float64).log())
-    return tree
-
-
-def test_the_most_probable_paths_are_kept():
-    first = [[0.6, 0.3, 0.1]]
-    second, third = [[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]], [0.4, 0.3, 0.3]
-    tree = grown([first, second], Branching(4, 2))
-    # Paths of two tokens: 0.6 * 0.5 = 0.3 and 0.3 * 0.9 = 0.27 before 0.6 * 0.4 = 0.24.
-    assert [(tree.parents[node], tree.tokens[node]) for node in tree.kept] == [(0, 0), (0, 1), (1, 0), (2, 0)]
-    assert grown([first, second], Branching(3, 2)).kept == [1, 2, 3]
-    assert grown([first, [*second, third]], Branching(4, 3)).kept == [1, 2, 4, 5]
-
-
-def test_a_level_that_cannot_be_among_the_best_is_not_drafted():
-    tree = grown([[[0.5, 0.4, 0.1]], [[0.4, 0.3, 0.3]] * 2, [[1.0, 0, 0]]], Branching(2, 2))
-    # After the first level both nodes are kept; the second, at most 0.2, comes too late for both.
-    assert (tree.stop, tree.kept, tree.depth) == ("nodes", [1, 2], 1)
-
-
-def test_a_fixed_tree_takes_the_ranks_it_names():
-    paths = ((0,), (2,), (0, 1), (2, 0))
-    tree = grown([[[0.5, 0.3, 0.2]], [[0.1, 0.2, 0.7]]], Branching(4, paths=paths))
-    # The third candidate is 2 at first; below, 2 is the first (0.2 * 0.7) and 1 the second (0.5 * 0.2).
-    assert [(tree.parents[node], tree.tokens[node]) for node in tree.kept] == [(0, 0), (0, 2), (2, 2), (1, 1)]
-    assert tree.stop == "k_max"
-    deeper = grown([[[0.5, 0.3, 0.2]], [[0.1, 0.2, 0.7]]], Branching(4, paths=paths), static(9))
-    assert (deeper.stop, deeper.depth) == ("nodes", 2)
-
-
-def test_the_controller_is_asked_once_a_level_about_its_best_node():
-    controller, seen = make_controller({"name": "confidence", "tau": 0.0, "k_max": 3}), []
-    keep = controller.keep_drafting
-    controller.keep_drafting = lambda signal: seen.append(signal) or keep(signal)
-    law = [0.6, 0.4]
-    tree = grown([[law], [law, [0.95, 0.05]], [law, law]], Branching(6, 2), controller)
-    entropies = [-sum(p * math.log(p) for p in part) for part in (law, [0.95, 0.05])]
-    # 0.4 * 0.95 is more than 0.6 * 0.6.
-    assert seen == [
-        Signal(1, pytest.approx(0.6), pytest.approx(0.6), pytest.approx(entropies[0])),
-        Signal(2, pytest.approx(0.95), pytest.approx(0.95), pytest.approx(entropies[1])),
-    ]
-    assert (tree.stop, tree.depth) == ("k_max", 3)
-
-
-def test_controllers_learn_levels_not_nodes():
-    target, controller, told = tiny_target(), static(3), []
-    controller.update = lambda drafted, accepted: told.append((drafted, accepted))
-    found = generate(
-        target,
-        PROMPT,
-        drafter=exit_drafter(target, 2),
-        controller=controller,
-        branching=Branching(9, 3),
-        max_new_tokens=30,
-    )
-    assert {r.drafted for r in found.rounds[:-3]} == {9}
-    assert max(drafted for drafted, _ in told) <= 3
-    assert [accepted for _, accepted in told] == [r.accepted for r in found.rounds]
-
-
 # ---- ends -----------------------------------------------------------------------------------------------------------
 
 
@@ -430,46 +351,6 @@ def test_drafters_of_chains_say_so():
     drafter = ScriptedDrafter(PROMPT, [1, 2, 3])
     with pytest.raises(EesdError, match="ScriptedDrafter drafts chains, no trees"):
         generate(target, PROMPT, drafter=drafter, controller=static(3), branching=Branching(5, 2))
-
-
-# ---- typical acceptance ---------------------------------------------------------------------------------------------
-
-
-def test_typical_acceptance_by_hand():
-    sure, unsure = [0.9, 0.06, 0.04], [0.4, 0.35, 0.25]
-    laws = torch.tensor([unsure, sure, unsure, sure], dtype=torch.float64)
-    entropy = -sum(p * math.log(p) for p in unsure)
-    typical = Typical(epsilon=0.3, delta=0.9)
-    least = min(0.3, 0.9 * math.exp(-entropy))
-    assert 0.25 < least < 0.35
-    # Node 1 (p 0.35) and node 3 (0.06 after it, of at least 0.3); node 2 (0.25); node 4 below node 3.
-    tree = planted([(0, 1), (0, 2), (1, 1), (3, 0)])
-    assert typical_path(tree, [0, 1, 2, 3, 4], torch.cat((laws, laws[:1])), typical) == [1]
-    # Equal depth: the more probable of two that pass.
-    tree = planted([(0, 1), (0, 0), (1, 0), (2, 0)])
-    assert typical_path(tree, [0, 1, 2, 3, 4], laws[[0, 1, 1, 0, 0]], typical) == [2, 4]
-    assert typical_path(tree, [0], laws[:1], typical) == []
-
-
-def test_typical_acceptance_takes_more_and_is_greedy_at_temperature_zero():
-    target = tiny_target()
-    decode = {"drafter": exit_drafter(target, 2), "controller": static(4), "max_new_tokens": 100, "seed": 1}
-    exact, typical = Branching(12, 3), Branching(12, 3, typical=Typical(0.01, 0.1))
-    rounds = [
-        len(generate(target, PROMPT, branching=branching, sampling=Sampling(1.0), **decode).rounds)
-        for branching in (exact, typical)
-    ]
-    assert rounds[1] < rounds[0]
-    vanilla = generate(target, PROMPT, max_new_tokens=100).tokens
-    assert generate(target, PROMPT, branching=typical, **decode).tokens == vanilla
-
-
-def test_the_own_token_after_a_typical_path_follows_its_end():
-    tree = planted([(0, 1), (1, 2)], Sampling(1.0), typical=Typical(0.3, 0.9))
-    logits = torch.full((3, 4), -40.0)
-    for row, token in enumerate([1, 2, 3]):
-        logits[row, token] = 40.0
-    assert accept_path(tree, [0, 1, 2], logits) == ([1, 2], 3)
 
 
 # ---- the real model -------------------------------------------------------------------------------------------------

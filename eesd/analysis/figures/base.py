@@ -41,6 +41,8 @@ def read_table(tables_dir: Path, name: str) -> pd.DataFrame:
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise EesdError(f"{path}: not a CSV table ({error}). Write it again with `eesd tables`.") from error
+    if "lossy" in COLUMNS[name] and "lossy" not in table.columns:
+        table["lossy"] = False  # written before any method was
     missing = [column for column in COLUMNS[name] if column not in table.columns]
     if missing:
         raise EesdError(f"{path}: no column {', '.join(missing)}. Write it again with `eesd tables`.")

@@ -3,6 +3,7 @@
 const rows = JSON.parse(document.getElementById("data").textContent);
 const find = id => document.getElementById(id);
 const unique = values => [...new Set(values)];
+const FRAME_MS = 16;
 const state = { row: null, vanilla: null, now: 0, playing: false, last: 0 };
 
 function element(tag, text, className) {
@@ -147,14 +148,18 @@ function play() {
   state.last = performance.now();
   find("play").textContent = "Pause";
   find("status").textContent = "";
-  requestAnimationFrame(tick);
+  setTimeout(tick, FRAME_MS);
 }
 
-function tick(moment) {
+function tick() {
   if (!state.playing) return;
-  go(state.now + Math.max(0, moment - state.last) / 1000 * Number(find("speed").value));
+  const moment = performance.now();
+  go(state.now + (moment - state.last) / 1000 * Number(find("speed").value));
   state.last = moment;
-  if (state.now < state.end) return requestAnimationFrame(tick);
+  if (state.now < state.end) {
+    setTimeout(tick, FRAME_MS);
+    return;
+  }
   pause();
   const ratio = state.vanilla.decode_s / state.row.decode_s;
   find("status").textContent = `${state.row.label} took ${seconds(state.row.decode_s)}, ${state.vanilla.label} ${seconds(state.vanilla.decode_s)}: ${ratio.toFixed(2)} times as fast.`;
