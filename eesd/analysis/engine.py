@@ -40,5 +40,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
     for piece in pieces:
         if not (math.isfinite(piece["seconds"]) and piece["seconds"] > 0):
             raise EesdError(f"{path}: {piece['path']} took {piece['seconds']} s. Measure again with `eesd hardware`.")
-        piece["bandwidth_share"] = piece["bytes"] / bandwidth / piece["seconds"]
+    # The bound of the same minutes, where it was measured beside the pieces.
+    streams = {p["context_tokens"]: p["bytes"] / p["seconds"] for p in pieces if p["path"] == "stream"}
+    for piece in pieces:
+        bound = streams.get(piece["context_tokens"], bandwidth)
+        piece["bandwidth_share"] = piece["bytes"] / bound / piece["seconds"]
     return [{**shared, **piece} for piece in [*pieces, step]]

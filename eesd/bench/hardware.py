@@ -42,7 +42,8 @@ QUERIES = tuple(range(1, 17))
 CONTEXTS = (128, 1024)
 ROUNDS = 11
 DRAFT_ROWS = 8192
-STREAM_BYTES = 1 << 30
+# What is read to measure bandwidth: many times the caches of a processor.
+STREAM_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 # Calls behind one another on a GPU where a single one would mostly measure the way there and back.
 QUEUED = 8
 
@@ -86,17 +87,19 @@ def measure_hardware(
     target, name = _target(model, shape, dtype, _device(device), max(contexts, default=0))
     engine = attach_engine(target)
     target.config.check_exit_layer(exit_layer)
-    limit = target.config.max_positions
-    contexts = [context for context in contexts if context + max(QUERIES) <= limit]
+    limit = target.config.max_positions - max(QUERIES)
+    contexts = [context for context in contexts if context <= limit]
+    if not contexts:
+        raise EesdError(f"No context length to measure: {name} has room for at most {limit} tokens before a query.")
     bench = Pieces(target, exit_layer)
     # Before another library's copy of the model takes memory too.
     peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
-    bandwidth, matmul = read_bandwidth(target.device), matmul_rate(target.device, target.dtype)
+    matmul, stream = matmul_rate(target.device, target.dtype), read_stream(target.device)
     decisions, costs = decision_times(), []
     with progress(f"hardware {name}", len(contexts) * rounds, "round") as bar, torch.inference_mode():
         for context in contexts:
-            pieces = bench.at(context) + ([peer(context)] if peer else [])
+            pieces = [*bench.at(context), stream, *([peer(context)] if peer else [])]
             costs += time_pieces(pieces, context, rounds, target.device, bar.update)
             costs += bench.rounds(context, rounds)
     found = {
@@ -109,7 +112,7 @@ def measure_hardware(
         "distinct_layers": len(set(target.layers)),
         "exit_layer": exit_layer,
         "draft_rows": bench.draft_rows,
-        "read_bandwidth_bytes_per_s": bandwidth,
+        "read_bandwidth_bytes_per_s": statistics.median(c.bytes / c.seconds for c in costs if c.path == stream.path),
         "matmul_flops_per_s": matmul,
         "controller_step_s": decisions["beta_ts"],
         "decisions_s": decisions,
@@ -284,10 +287,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def read_bandwidth(device: torch.device, repeats: int = 9) -> float:
-    """Bytes per second of summing a gigabyte: the bound of everything that has to read its weights."""
-    data = torch.ones(STREAM_BYTES // 4, device=device)
-    return STREAM_BYTES / _best(lambda: data.sum(), device, repeats)
+def read_stream(device: torch.device) -> Piece:
+    """Summing a long vector: the bound of everything that has to read its weights.
+
+    Timed in the same rounds as the pieces, because on a shared machine bandwidth changes from minute to minute.
+    """
+    data = torch.ones(STREAM_BYTES[device.type] // 4, device=device)
+    return Piece("stream", 0, data.sum, STREAM_BYTES[device.type], queued=True)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:

@@ -18,7 +18,7 @@ from tests.toys import tiny_config, write_tiny_model
 
 @pytest.fixture(autouse=True)
 def small_stream(monkeypatch):
-    monkeypatch.setattr(hardware, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(hardware, "STREAM_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr(hardware.matmul_rate, "__defaults__", (32,))
 
 
