@@ -80,7 +80,7 @@ def _medusa(target: Transformer) -> MedusaDrafter:
 TOY_DRAFTERS: dict[str, Callable[[Transformer], Drafter]] = {
     "exit_head": lambda target: _exit_head(target, deep=False),
     "exit_head_deep": lambda target: _exit_head(target, deep=True),
-    "early_exit": lambda target: EarlyExitDrafter(target, EXIT),
+    "early_exit": lambda target: EarlyExitDrafter(EXIT),
     "medusa": _medusa,
     "self_sd": lambda target: SelfSDDrafter(target, Skips(attention=(1,))),
     "lookup": lambda target: LookupDrafter(2),
