@@ -65,7 +65,7 @@ def test_a_chain_keeps_the_targets_law(target, draft, sampling, trimmed):
 
 
 @pytest.mark.parametrize("name", CONTROLLERS.names())
-@pytest.mark.parametrize("drafter", ["scripted", "exit_head", "lookup"])
+@pytest.mark.parametrize("drafter", ["scripted", "exit_head", "early_exit", "lookup"])
 def test_whole_generations_have_the_targets_law(name, drafter):
     found, expected = sequence_law(drafter, name, length=3)
     assert_law(found, expected)

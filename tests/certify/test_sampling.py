@@ -80,7 +80,7 @@ def test_the_table_and_the_failure(tmp_path, monkeypatch, capsys):
     write_certificate(tmp_path / "sampling.csv", 2000)
     table = pd.read_csv(tmp_path / "sampling.csv")
     assert list(table.columns) == list(sampling.COLUMNS["sampling"])
-    assert "0 rejected" in capsys.readouterr().out
+    assert "0 laws rejected" in capsys.readouterr().out
     monkeypatch.setattr(sampling, "SAMPLING", sampling.Sampling(0.6))
     monkeypatch.setattr(
         sampling, "exact_law", lambda *args, law=sampling.exact_law: law(*args[:3], sampling.Sampling(0.5))
