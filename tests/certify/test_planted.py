@@ -47,8 +47,12 @@ def fault(name: str, check: Callable[[], None], caught_by: str) -> Callable[[Pat
 # ---- checks -----------------------------------------------------------------------------------------------------
 
 
-def sequences(how: Sampling | None = None, length: int = 3) -> None:
-    laws.assert_law(*laws.sequence_law("early_exit", "static", length, how, seeds=(0,)))
+def sequences(how: Sampling | None = None, length: int = 3, drafter: str = "early_exit") -> None:
+    laws.assert_law(*laws.sequence_law(drafter, "static", length, how, seeds=(0,)))
+
+
+def without_states() -> None:
+    sequences(drafter="self_sd")
 
 
 def two_drafts() -> None:
@@ -103,7 +107,7 @@ OWN_NUMBERS = "G-test, nothing replaced (`test_generation_with_torchs_own_random
 # ---- faults of sampling -----------------------------------------------------------------------------------------
 
 
-@fault("the token that ends a draft is dropped when it is improbable", sequences, LAW)
+@fault("the token that ends a draft is dropped when it is improbable", without_states, LAW)
 def drop_trigger(patch):
     def extend(self, logits, vocabulary=None, original=chain.Chain.extend):
         token = original(self, logits, vocabulary)
