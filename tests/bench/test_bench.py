@@ -98,6 +98,11 @@ def test_every_unit_has_every_method_and_every_output_is_vanillas(finished, sett
     assert len(orders) > 1  # not always the same method first
 
 
+def test_float64_with_a_trained_head(model, settings, tmp_path):
+    run_bench(model, {**settings, "dtype": "float64", "repeats": 1, "prompts": 1}, tmp_path / "rows.jsonl")
+    assert {row["comparison"]["class"] for row in lines(tmp_path / "rows.jsonl")} == {"baseline", "identical"}
+
+
 def test_rows_satisfy_the_readers(finished, tmp_path):
     assert len(read_rows([finished])) == 24
     tables = write_tables([finished], [], tmp_path)
