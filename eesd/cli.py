@@ -212,6 +212,20 @@ def certify(
 
 
 @app.command()
+def first_tokens(
+    model: Model,
+    out: Out,
+    task: Annotated[str, typer.Option(help="whose evaluation prompts are the prefixes")] = "asdiv",
+    data_dir: Annotated[Path | None, typer.Option(help="folder of JSON lines, as in the configuration")] = None,
+    resources: Annotated[Path | None, typer.Option(help="folder of unpacked wheels")] = Path("resources"),
+) -> None:
+    """Enumerate the law of the first token after a draft on a real model, and compare it with vanilla's."""
+    from eesd.certify.first_token import write_first_tokens
+
+    write_first_tokens(model, out, task, data_dir, resources)
+
+
+@app.command()
 def check(
     rows: Annotated[Path, typer.Argument(help="JSON lines with prompt_tokens and output_tokens")],
     model: Model,
