@@ -62,6 +62,7 @@ rule all:
         "results/tables/speedup.md",
         "results/tables/provenance.csv",
         "results/tables/engine.csv",
+        "results/tables/sampling.csv",
         "results/lossless.txt",
 
 

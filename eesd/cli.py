@@ -255,6 +255,52 @@ def lossless(tables: Annotated[Path, typer.Option(help="folder of tables")], out
 
 
 @app.command()
+def certify(
+    out: Out,
+    samples: Annotated[int, typer.Option(help="outputs of each drafter and controller")] = 200_000,
+    fail: Annotated[bool, typer.Option(help="end with status 1 if a law is rejected")] = True,
+) -> None:
+    """Test sampled decoding against the exact law of a toy, for every drafter and controller."""
+    from eesd.analysis.verdict import check_sampling
+    from eesd.certify.sampling import write_certificate
+
+    table = write_certificate(out, samples)
+    if fail:
+        check_sampling(table)
+
+
+@app.command()
+def first_tokens(
+    model: Model,
+    out: Out,
+    task: Annotated[str, typer.Option(help="whose evaluation prompts are the prefixes")] = "asdiv",
+    data_dir: Annotated[Path | None, typer.Option(help="folder of JSON lines, as in the configuration")] = None,
+    resources: Annotated[Path | None, typer.Option(help="folder of unpacked wheels")] = Path("resources"),
+) -> None:
+    """Enumerate the law of the first token after a draft on a real model, and compare it with vanilla's."""
+    from eesd.certify.first_token import write_first_tokens
+
+    write_first_tokens(model, out, task, data_dir, resources)
+
+
+@app.command()
+def check(
+    rows: Annotated[Path, typer.Argument(help="JSON lines with prompt_tokens and output_tokens")],
+    model: Model,
+    against: Annotated[Path | None, typer.Option(help="file of vanilla outputs; default: its own, or decoded")] = None,
+    dtype: Annotated[str | None, typer.Option(help="of the outputs; default: as the rows say, else float32")] = None,
+    method: Annotated[str | None, typer.Option(help="only rows of this method")] = None,
+    item: Annotated[str | None, typer.Option(help="only rows of this item")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="limit the outputs were made with")] = None,
+    again: Annotated[bool, typer.Option(help="decode method and vanilla again instead of reading them")] = False,
+) -> None:
+    """Certify anybody's greedy outputs against vanilla: identical, tie or different, with the evidence."""
+    from eesd.certify.outputs import check_outputs
+
+    check_outputs(rows, model, against, dtype, method, item, max_new_tokens, again)
+
+
+@app.command()
 def provenance(rows: Annotated[list[Path], typer.Option(help="row files")], out: Out) -> None:
     """List machine, versions, settings and wall time behind the rows."""
     from eesd.analysis.provenance import write_provenance

@@ -47,7 +47,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("groups: {main: {promts: 3}}", "groups.main: Unknown key 'promts'. Did you mean 'prompts'?"),
         ("groups: {main: {prompts: 0}}", "groups.main.prompts: 0 is less than the minimum of 1"),
         ("groups: {main: {prompts: many}}", 'groups.main.prompts: expected integer, found "many"'),
-        ("groups: {main: {dtype: float61}}", "Did you mean 'float16'?"),
+        ("groups: {main: {dtype: float166}}", "Did you mean 'float16'?"),
         ("groups: {main: {tasks: [gsm9k]}}", "groups.main.tasks: Unknown task 'gsm9k'. Did you mean 'gsm8k'?"),
         ("groups: {main: {methods: [vanilla, eeds]}}", "Unknown method 'eeds'. Did you mean 'eesd'?"),
         ("groups: {main: {methods: [eesd]}}", "'vanilla' is missing"),

@@ -39,6 +39,7 @@ Records = list[dict[str, Any]]
 CELL = ["model", "task", "group"]
 # Whole numbers that may be missing; pandas would turn them into floats.
 NULLABLE = {"position": "Int64", "vanilla_token": "Int64", "token": "Int64"}
+EVIDENCE = ("class", "gap", "bound", "vanilla_logit", "logit", "length_rule", *NULLABLE)  # of a comparison
 
 
 def write_tables(
@@ -88,9 +89,10 @@ def row_frame(rows: list[Row]) -> pd.DataFrame:
             "accepted": row_files.accepted(row),
             "settled": row_files.settled(row),
             "peer": row_files.is_peer(row),
+            "exact": row.get("exact", False),
             "scores": row["scores"],
             **{part: row["seconds"][part] for part in (*PARTS, "total")},
-            **{field: row["comparison"].get(field) for field in ("class", "position", "gap", "bound", *NULLABLE)},
+            **{field: row["comparison"].get(field) for field in EVIDENCE},
         }
         for row in rows
     ]
@@ -177,7 +179,16 @@ def _lossless(frame: pd.DataFrame) -> Records:
     for who, own in _cells(frame[frame["method"] != "vanilla"]):
         counts = own["class"].value_counts()
         found = {name: int(counts.get(name, 0)) for name in ("identical", "tie", "different", "not_compared")}
-        records.append({**who, **_how(own), "n_items": own["item"].nunique(), "n_units": len(own), **found})
+        records.append(
+            {
+                **who,
+                **_how(own),
+                "n_items": own["item"].nunique(),
+                "n_units": len(own),
+                **found,
+                "exact": bool(own["exact"].all()),
+            }
+        )
     return records
 
 

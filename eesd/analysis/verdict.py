@@ -7,6 +7,7 @@ A rule of its own after the tables, so that they are there to look at when it fa
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ MOST_NAMED = 20
 
 
 def write_verdict(tables_dir: Path | str, out: Path | str) -> None:
-    """Check `divergences.csv` and write the counts of `lossless.csv` as a sentence."""
+    """Check `divergences.csv`, and `sampling.csv` if it is there, and write the counts as sentences."""
     tables = {name: pd.read_csv(Path(tables_dir) / f"{name}.csv") for name in ("lossless", "divergences")}
     check_lossless(tables)
     sentence = summary(tables["lossless"])
+    sampling = Path(tables_dir) / "sampling.csv"
+    if sampling.exists():
+        table = pd.read_csv(sampling)
+        check_sampling(table)
+        sentence += " " + sampling_summary(table)
     print(sentence)
     write_atomic(out, sentence + "\n")
 
@@ -36,6 +42,25 @@ def summary(table: pd.DataFrame) -> str:
     if peer.any():
         sentences.append(f"Other libraries: {_counts(greedy[peer])}.")
     return " ".join(sentences)
+
+
+def sampling_summary(table: pd.DataFrame) -> str:
+    """What was sampled, how it came out, and which bias would have been found."""
+    return (
+        f"Sampling: {len(table)} drafters and controllers, {table['samples'].min()} outputs each, "
+        f"{table['rejected'].sum()} laws rejected at 1 % family-wise (smallest corrected p "
+        f"{table['p_holm'].min():.3g}); a token's probability off by {table['detectable_bias'].max():.4f} would be "
+        "found nine times in ten (sampling.csv)."
+    )
+
+
+def check_sampling(table: pd.DataFrame) -> None:
+    """Raise EesdError naming every drafter and controller whose outputs do not follow the target's law."""
+    broken = table[table["rejected"].astype(bool)]
+    if broken.empty:
+        return
+    names = ", ".join(f"{row.drafter} with {row.controller} (p {row.p_holm:.2g})" for row in broken.itertuples())
+    raise EesdError(f"Sampled outputs do not follow the target's law: {names}. All figures are in sampling.csv.")
 
 
 def _counts(rows: pd.DataFrame) -> str:
@@ -56,7 +81,7 @@ def check_lossless(tables: Mapping[str, pd.DataFrame]) -> None:
     lines = [
         f"  {row.model} / {row.task} / {row.group}: {row.method}, item {row.item}, repeat {row.repeat}, token "
         f"{row.position}: {_known(row.token)} where vanilla has {_known(row.vanilla_token)} "
-        f"(logit gap {_known(row.gap)}, bound {_known(row.bound)})"
+        f"({_reason(row)})\n    again: {again(row)}"
         for row in broken.head(MOST_NAMED).itertuples()
     ]
     more = [f"  ... and {len(broken) - MOST_NAMED} more, all in divergences.csv"] if len(broken) > MOST_NAMED else []
@@ -64,6 +89,24 @@ def check_lossless(tables: Mapping[str, pd.DataFrame]) -> None:
         f"Not lossless: {len(broken)} outputs differ from vanilla's by more than rounding explains. The tables are "
         "written, but no speedup of these methods counts until the cause is found:\n" + "\n".join(lines + more)
     )
+
+
+def _reason(row: Any) -> str:
+    if pd.notna(row.length_rule):
+        return f"length: {row.length_rule}"
+    if pd.isna(row.logit):  # rows of an earlier version
+        return f"logit gap {_known(row.gap)}, bound {_known(row.bound)}"
+    return (
+        f"logits {_known(row.token)}: {row.logit:.6g}, {_known(row.vanilla_token)}: {row.vanilla_logit:.6g}, "
+        f"gap {_known(row.gap)}, bound {_known(row.bound)}"
+    )
+
+
+def again(row: Any) -> str:
+    """The command that decodes one output of the workflow again, with vanilla, and compares them."""
+    words = ["eesd", "check", f"results/bench/{row.model}/{row.task}/{row.group}.jsonl"]
+    words += ["--model", f"resources/models/{row.model}", "--method", row.method, "--item", str(row.item), "--again"]
+    return shlex.join(words)
 
 
 def _known(value: Any) -> str:

@@ -6,7 +6,7 @@ differ by less than the rounding error of the run's dtype can explain; otherwise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -28,6 +28,7 @@ class Comparison:
 
     kind: `baseline`, `identical`, `tie`, `different` or `not_compared` (sampled outputs differ by chance).
     gap: difference of the two tokens' float64 logits. bound: twice the largest logit error measured for the dtype.
+    length_rule: where one output begins the other, what `length_rule` says about it.
     """
 
     kind: str
@@ -36,6 +37,9 @@ class Comparison:
     token: int | None = None
     gap: float | None = None
     bound: float | None = None
+    vanilla_logit: float | None = None
+    logit: float | None = None
+    length_rule: str | None = None
 
     def as_row(self) -> dict:
         """The `comparison` entry of a row."""
@@ -49,11 +53,29 @@ def first_divergence(vanilla: Sequence[int], output: Sequence[int]) -> int | Non
     return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
 
 
-class Judge:
-    """Compares outputs of one target; loads the float64 reference only when something diverges."""
+def length_rule(vanilla: Sequence[int], output: Sequence[int], eos: Collection[int]) -> str | None:
+    """How an output ended where it begins vanilla's or goes on after it: outputs end with the first end of sequence,
+    else at the token limit. None where a token differs.
 
-    def __init__(self, target: Transformer, model_dir: Path) -> None:
-        self.target, self.model_dir = target, model_dir
+    `eos_dropped`: it lacks vanilla's end of sequence alone. `eos_overrun`: it goes on after the end of sequence.
+    `ended_early` and `limit_overrun`: no end of sequence explains its length.
+    """
+    shared = min(len(vanilla), len(output))
+    if len(vanilla) == len(output) or list(vanilla[:shared]) != list(output[:shared]):
+        return None
+    if len(output) > shared:
+        return "eos_overrun" if vanilla and vanilla[-1] in eos else "limit_overrun"
+    return "eos_dropped" if len(vanilla) == shared + 1 and vanilla[-1] in eos else "ended_early"
+
+
+class Judge:
+    """Compares outputs of one target, which end after `eos`; loads the float64 reference only when one diverges.
+
+    exact: the target computes every row alike, so rounding explains nothing and no divergence is a tie.
+    """
+
+    def __init__(self, target: Transformer, model_dir: Path, eos: Collection[int] = (), exact: bool = False) -> None:
+        self.target, self.model_dir, self.eos, self.exact = target, model_dir, eos, exact
 
     @cached_property
     def reference(self) -> Transformer:
@@ -67,23 +89,24 @@ class Judge:
             return Comparison("identical")
         if position >= min(len(vanilla), len(output)):
             ended = [tokens[position] if position < len(tokens) else None for tokens in (vanilla, output)]
-            return Comparison("different", position, *ended)
-        gap, bound = self._evidence(prompt, vanilla, position, output[position])
-        kind = "tie" if gap <= bound else "different"
-        return Comparison(kind, position, vanilla[position], output[position], gap, bound)
+            rule = length_rule(vanilla, output, self.eos)
+            return Comparison("different", position, *ended, length_rule=rule)
+        logits, bound = self._evidence(prompt, vanilla, position, output[position])
+        gap = abs(logits[0] - logits[1])
+        kind = "tie" if gap <= bound and not self.exact else "different"
+        return Comparison(kind, position, vanilla[position], output[position], gap, bound, *logits)
 
     @torch.inference_mode()
     def _evidence(
         self, prompt: Sequence[int], vanilla: Sequence[int], position: int, token: int
-    ) -> tuple[float, float]:
-        """Float64 logit gap of the two tokens at the divergence, and the bound measured over all positions up to it."""
+    ) -> tuple[tuple[float, float], float]:
+        """Float64 logits of vanilla's token and `token` at the divergence, and the bound of all positions up to it."""
         tokens = torch.tensor([[*prompt, *vanilla[:position]]], device=self.target.device)
         exact = self._logits(self.reference, tokens.cpu(), len(prompt))
         rounded = self._logits(self.target, tokens, len(prompt)).double().cpu()
         top = exact.topk(min(CONTENDERS, exact.shape[-1]), -1).indices
         error = (exact.gather(1, top) - rounded.gather(1, top)).abs().max()
-        gap = (exact[-1, vanilla[position]] - exact[-1, token]).abs()
-        return float(gap), 2 * float(error)
+        return (float(exact[-1, vanilla[position]]), float(exact[-1, token])), 2 * float(error)
 
     @staticmethod
     def _logits(target: Transformer, tokens: torch.Tensor, prompt_tokens: int) -> torch.Tensor:

@@ -26,7 +26,8 @@ from eesd.decoding.generate import Generation
 from eesd.decoding.sampling import Sampling
 from eesd.errors import EesdError
 from eesd.files import settings_hash, source_hash
-from eesd.models.engine import attach_engine
+from eesd.models.engine import Engine, attach_engine
+from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import eos_ids, fingerprint
 from eesd.models.transformer import Transformer
@@ -55,13 +56,18 @@ class Bench:
             torch.set_num_threads(settings["threads"])
         self.task = TASKS[settings["task"]]
         self.target: Transformer = load_target(model_dir, settings["dtype"])
-        self.engine = attach_engine(self.target)
+        # The engines know no float64.
+        self.engine = attach_engine(self.target, "torch" if self.target.dtype == torch.float64 else None)
+        self.exact = settings.get("exact", False)
+        if self.exact:
+            check_exact(self.engine)
         self.tokenizer = load_tokenizer(model_dir)
         self.sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
         self.prompts = self._select_prompts()
         self._check_lengths()
-        self.judge = Judge(self.target, model_dir)
         eos = eos_ids(model_dir, self.tokenizer)
+        self.judge = Judge(self.target, model_dir, eos, self.exact)
+        self.peer_judge = Judge(self.target, model_dir, eos) if self.exact else self.judge
         longest = max(len(prompt.tokens) for prompt in self.prompts) + settings["max_new_tokens"]
         cache = self.target.new_cache(longest + max(map(tree_room, settings["methods"].values())))
         self.identities = {name: self._identity(method) for name, method in settings["methods"].items()}
@@ -98,7 +104,8 @@ class Bench:
             key: self.settings[key]
             for key in ("max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "dtype")
         }
-        return {**method_identity(method), **shared, "threads": torch.get_num_threads()}
+        exact = {"exact": True} if self.exact else {}
+        return {**method_identity(method), **shared, **exact, "threads": torch.get_num_threads()}
 
     def _select_prompts(self) -> list[Prompt]:
         """The first evaluation items whose prompt fits `max_prompt_tokens`; longer ones are left out, never cut."""
@@ -142,7 +149,13 @@ class Bench:
             return Comparison("baseline")
         if not self.sampling.greedy:
             return Comparison("not_compared")
-        return self.judge.compare(prompt.tokens, outputs[BASELINE].tokens, outputs[name].tokens)
+        return self._judge(name).compare(prompt.tokens, outputs[BASELINE].tokens, outputs[name].tokens)
+
+    def _judge(self, name: str) -> Judge:
+        """A peer computes in its own way, which an exact group promises nothing about."""
+        if "peer" in self.settings["methods"][name]:
+            return self.peer_judge
+        return self.judge
 
     def _row(
         self, prompt: Prompt, repeat: int, name: str, order: int, seed: int, output: Generation, comparison: Comparison
@@ -175,6 +188,7 @@ class Bench:
             "finish": output.finish,
             "rounds": [[r.drafted, r.accepted, r.stop] for r in output.rounds],
             "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
+            "exact": self.exact,
             "lossy": is_lossy(self.settings["methods"][name]),
             "scores": self.task.score(text, prompt.item),
             "comparison": comparison.as_row(),
@@ -182,6 +196,16 @@ class Bench:
             "commit": facts.commit(),
             "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+
+
+def check_exact(engine: Engine | GraphEngine) -> None:
+    """EesdError unless a row's numbers do not depend on the rows beside it, which C++ alone promises."""
+    if not engine.name.startswith("cpp-"):
+        raise EesdError(
+            f"`exact: true` needs an engine whose numbers do not depend on how many tokens are computed at once, which "
+            f"'{engine.name}' does not promise. Remove EESD_ENGINE, install a C++ compiler and use a CPU with float32 "
+            "or bfloat16; or set exact: false."
+        )
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -19,12 +19,13 @@ from eesd.analysis.tables import write_tables
 from eesd.errors import EesdError
 from eesd.replay.table import write_replay_table
 from eesd.replay.trace import write_trace
-from tests.analysis.factory import make_row, realistic_rows, unit, write_card, write_costs, write_rows
+from tests.analysis.factory import comparison, make_row, realistic_rows, unit, write_card, write_costs, write_rows
 from tests.replay.factory import random_trace
 
 REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps", "replay_strips"]
 NAMES = [
     "acceptance",
+    "divergence_gaps",
     "engine",
     "heads",
     "heads_by_position",
@@ -35,6 +36,9 @@ NAMES = [
     "study",
     "time_split",
 ]
+
+
+SAMPLED = {"vanilla": "baseline", "eesd": "not_compared"}
 
 
 def test_registered_names() -> None:
@@ -126,6 +130,25 @@ def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], cards, tmp_path / "tables")
     text = svg(name, tmp_path / "tables")
     assert ("n = 1: no interval" in text) == (name == "speedup")
+
+
+def test_gaps_are_drawn_against_their_bound_or_said_to_be_none(tables_dir: Path, tmp_path: Path) -> None:
+    assert "no output diverges" in svg("divergence_gaps", tables_dir)
+    gaps = {"vanilla_token": 6, "token": 0, "gap": 0.01, "bound": 0.02, "vanilla_logit": 1.0, "logit": 1.01}
+    rows = [
+        *unit(dtype="bfloat16"),
+        make_row("vanilla", "asdiv-2", dtype="bfloat16"),
+        make_row(
+            "eesd", "asdiv-2", output_tokens=[5, 0, 7, 8, 9], comparison=comparison("tie", 1, **gaps), dtype="bfloat16"
+        ),
+    ]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
+    text = svg("divergence_gaps", tmp_path / "tables")
+    assert "bfloat16: 1 of 2 identical, 1 ties, 0 different" in text
+    sampled = [make_row(m, decoding="sampled", comparison=comparison(c)) for m, c in SAMPLED.items()]
+    write_tables([write_rows(tmp_path / "rows.jsonl", sampled)], [], tmp_path / "tables")
+    with pytest.raises(EesdError, match="no greedy outputs"):
+        svg("divergence_gaps", tmp_path / "tables")
 
 
 def test_absent_method_is_said(tmp_path: Path) -> None:

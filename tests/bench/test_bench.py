@@ -10,7 +10,7 @@ import pytest
 from eesd.analysis.rows import read_rows
 from eesd.analysis.tables import write_tables
 from eesd.bench import records
-from eesd.bench.compare import Judge, first_divergence
+from eesd.bench.compare import Judge, first_divergence, length_rule
 from eesd.bench.records import RowFile
 from eesd.bench.runner import Bench, run_bench
 from eesd.distill.corpus import generate_corpus
@@ -96,6 +96,11 @@ def test_every_unit_has_every_method_and_every_output_is_vanillas(finished, sett
     assert {row["comparison"]["class"] for row in rows} == {"baseline", "identical"}
     orders = {tuple(r["method"] for r in rows if (r["item"], r["repeat"]) == unit) for unit in units}
     assert len(orders) > 1  # not always the same method first
+
+
+def test_float64_with_a_trained_head(model, settings, tmp_path):
+    run_bench(model, {**settings, "dtype": "float64", "repeats": 1, "prompts": 1}, tmp_path / "rows.jsonl")
+    assert {row["comparison"]["class"] for row in lines(tmp_path / "rows.jsonl")} == {"baseline", "identical"}
 
 
 def test_rows_satisfy_the_readers(finished, tmp_path):
@@ -248,20 +253,39 @@ def test_a_divergence_needs_evidence_to_be_a_tie(model):
     assert wrong.kind == "different"
     assert wrong.position == 1
     assert wrong.gap > wrong.bound > 0
+    assert wrong.gap == abs(wrong.vanilla_logit - wrong.logit)
     assert judge.compare(prompt, vanilla, vanilla[:2]).kind == "different"
     assert judge.compare(prompt, vanilla, vanilla).kind == "identical"
 
 
+@pytest.mark.parametrize(
+    ("vanilla", "output", "rule"),
+    [
+        ([1, 2, 0], [1, 2], "eos_dropped"),
+        ([1, 2, 0], [1, 2, 0, 5], "eos_overrun"),
+        ([1, 2, 3], [1, 2], "ended_early"),
+        ([1, 2, 3], [1, 2, 3, 4], "limit_overrun"),
+        ([1, 2, 3], [1, 4], None),
+        ([1, 2], [1, 2], None),
+    ],
+)
+def test_lengths_are_held_against_the_rules_of_ending(vanilla, output, rule):
+    assert length_rule(vanilla, output, {0}) == rule
+
+
 def test_a_tie_is_recognised_by_its_gap(model, monkeypatch):
     judge = Judge(load_target(model, "float32"), model)
-    monkeypatch.setattr(judge, "_evidence", lambda *_: (0.01, 0.02))
+    monkeypatch.setattr(judge, "_evidence", lambda *_: ((1.5, 1.25), 0.5))
     assert judge.compare([1], [2, 3], [2, 4]).as_row() == {
         "class": "tie",
         "position": 1,
         "vanilla_token": 3,
         "token": 4,
-        "gap": 0.01,
-        "bound": 0.02,
+        "gap": 0.25,
+        "bound": 0.5,
+        "vanilla_logit": 1.5,
+        "logit": 1.25,
+        "length_rule": None,
     }
 
 

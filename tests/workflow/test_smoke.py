@@ -38,6 +38,7 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
         "calibration",
         "engine",
         "provenance",
+        "sampling",
     }
     assert expected <= tables.keys()
     assert [name for name in expected - {"divergences"} if tables[name].empty] == []
@@ -47,7 +48,17 @@ def test_smoke_run(snakemake, root: Path, folder: Path):
     assert (greedy["identical"] + greedy["tie"] == greedy["n_items"]).all()
     assert (folder / "results/lossless.txt").stat().st_size > 0
     own = ["smollm2-135m/smoke", "smollm2-135m/studies/smoke"]
-    for figure in ("speedup", "acceptance", "time_split", "heads", "heads_by_position", "reliability", "engine", *own):
+    for figure in (
+        "speedup",
+        "acceptance",
+        "time_split",
+        "heads",
+        "heads_by_position",
+        "reliability",
+        "divergence_gaps",
+        "engine",
+        *own,
+    ):
         for suffix in ("pdf", "png", "svg"):
             assert (folder / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
 

@@ -28,7 +28,16 @@ bin_folder, package_folder = quote(str(Path(sys.executable).parent)), quote(work
 shell.prefix(f'set -euo pipefail; export PATH={bin_folder}:"$PATH" PYTHONPATH={package_folder}; ')
 
 TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads", "calibration"]
-FIGURES = ["speedup", "acceptance", "time_split", "heads", "heads_by_position", "reliability", "engine"]
+FIGURES = [
+    "speedup",
+    "acceptance",
+    "time_split",
+    "heads",
+    "heads_by_position",
+    "reliability",
+    "divergence_gaps",
+    "engine",
+]
 FORMATS = ["pdf", "png", "svg"]
 SOURCES = [".py", ".cpp", ".h"]
 

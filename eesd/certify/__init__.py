@@ -1,0 +1,1 @@
+"""Evidence that decoding is lossless: exact laws of sampled decoding, and checks of anybody's outputs."""
