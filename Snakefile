@@ -38,32 +38,26 @@ include: "workflow/rules/viewer.smk"
 rule all:
     default_target: True
     input:
-        expand("results/tables/{table}.csv", table=TABLES),
-        expand("figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
-        expand(
-            "figures/{model}/{replay}.{format}",
-            model=config["run"]["models"],
-            replay=config["run"]["replays"],
-            format=FORMATS,
-        ),
-        expand(
-            "figures/{model}/prediction/{group}.{format}",
-            model=config["run"]["models"],
-            group=settings.predicted_groups(config),
-            format=FORMATS,
-        ),
-        expand(
-            "figures/{model}/studies/{study}.{format}",
-            model=config["run"]["models"],
-            study=config["run"]["studies"],
-            format=FORMATS,
-        ),
-        ["figures/viewer.html"] if config["run"]["views"] else [],
+        expand("results/tables/{table}.csv", table=[*TABLES, "provenance", "engine", "sampling"]),
         "results/tables/speedup.md",
-        "results/tables/provenance.csv",
-        "results/tables/engine.csv",
-        "results/tables/sampling.csv",
         "results/lossless.txt",
+        figure_files(),
+
+
+# The figures alone; with `--config source=published` those of the published tables, without running a model.
+rule figures:
+    input:
+        figure_files(),
+
+
+# Copy what was measured to published/default, for everybody to redraw; the README's results come from there.
+rule publish:
+    input:
+        rules.all.input,
+    params:
+        out=f"{workflow.basedir}/published/default",
+    shell:
+        "python -m eesd archive --out {params.out:q} && cd {workflow.basedir:q} && python -m eesd readme"
 
 
 onsuccess:

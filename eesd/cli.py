@@ -325,6 +325,14 @@ def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of table
 
 
 @app.command()
+def archive(out: Out) -> None:
+    """Copy the results of the run in this folder to where they are published."""
+    from eesd.analysis.archive import archive as copy_results
+
+    print(f"{len(copy_results(out))} files in {out}")
+
+
+@app.command()
 def readme(
     published: Annotated[Path, typer.Option(help="folder of published results")] = Path("published/default"),
     readme: Annotated[Path, typer.Option(help="file to update")] = Path("README.md"),

@@ -39,6 +39,8 @@ FIGURES = [
     "engine",
 ]
 FORMATS = ["pdf", "png", "svg"]
+# Where figures find their tables: what this run measures, or what the repository has published.
+RESULTS = "results" if config["source"] == "run" else f"{workflow.basedir}/published/default"
 SOURCES = [".py", ".cpp", ".h"]
 
 
@@ -87,3 +89,24 @@ def card_files():
     """Cards of all heads of everything that runs."""
     run = config["run"]
     return [card for model in run["models"] for card in head_files(model, run["groups"], "card.json")]
+
+
+def figure_files():
+    """Every figure of what runs, in all formats, and the page of decodes; of published tables those that are there."""
+    run = config["run"]
+    tables = {figure: f"tables/{'engine' if figure == 'engine' else 'speedup'}.csv" for figure in FIGURES}
+    for model in run["models"]:
+        for replay in run["replays"]:
+            kind = settings.replay_table(config["replays"][replay])
+            tables[f"{model}/{replay}"] = f"replay/{model}/{replay}/{kind}.csv"
+        for group in settings.predicted_groups(config):
+            tables[f"{model}/prediction/{group}"] = f"prediction/{model}/{group}/prediction.csv"
+        for study in run["studies"]:
+            tables[f"{model}/studies/{study}"] = f"studies/{model}/{study}/heads.csv"
+
+    def there(place):
+        return config["source"] == "run" or Path(RESULTS, place).exists()
+
+    page = ["figures/viewer.html"] if run["views"] and there("views") else []
+    drawn = [figure for figure, table in tables.items() if there(table)]
+    return expand("figures/{figure}.{format}", figure=drawn, format=FORMATS) + page

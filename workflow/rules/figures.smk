@@ -7,7 +7,7 @@ for figure in FIGURES:
         name:
             f"draw_{figure}"
         input:
-            tables=expand("results/tables/{table}.csv", table=["engine"] if figure == "engine" else TABLES),
+            tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=["engine"] if figure == "engine" else TABLES),
             modules=modules("eesd/analysis"),
         output:
             f"figures/{figure}.pdf",

@@ -93,7 +93,7 @@ rule predict_group:
 # Draw predicted against measured speed.
 rule draw_prediction:
     input:
-        table="results/prediction/{model}/{group}/prediction.csv",
+        table=f"{RESULTS}/prediction/{{model}}/{{group}}/prediction.csv",
         modules=modules("eesd/analysis"),
     output:
         "figures/{model}/prediction/{group}.pdf",
@@ -120,7 +120,7 @@ for replay, entry in config["replays"].items():
         name:
             f"draw_replay_{replay}"
         input:
-            table=f"results/replay/{{model}}/{replay}/{settings.replay_table(entry)}.csv",
+            table=f"{RESULTS}/replay/{{model}}/{replay}/{settings.replay_table(entry)}.csv",
             modules=modules("eesd/analysis"),
         output:
             f"figures/{{model}}/{replay}.pdf",

@@ -24,7 +24,7 @@ rule tabulate_study:
 # Draw agreement against what was varied, from the table of the study alone.
 rule draw_study:
     input:
-        table="results/studies/{model}/{study}/heads.csv",
+        table=f"{RESULTS}/studies/{{model}}/{{study}}/heads.csv",
         modules=modules("eesd/analysis"),
     output:
         "figures/{model}/studies/{study}.pdf",

@@ -27,7 +27,7 @@ rule record_view:
 # One page without a network: choose a decode and watch it in real time beside vanilla's.
 rule make_viewer:
     input:
-        views=settings.view_files(config),
+        views=[file.replace("results", RESULTS, 1) for file in settings.view_files(config)],
         modules=modules("eesd/analysis"),
         parts=[f"{workflow.basedir}/eesd/analysis/viewer/{part}" for part in ("page.html", "style.css", "viewer.js")],
     output:

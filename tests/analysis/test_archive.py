@@ -1,0 +1,51 @@
+"""What is published is whole, and its figures are those that its tables give, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eesd import settings
+from eesd.analysis.archive import archive
+from eesd.analysis.figures import figure
+from eesd.errors import EesdError
+
+PUBLISHED = Path(__file__).parents[2] / "published" / "default"
+
+
+def test_a_run_is_copied_and_an_older_one_replaced(tmp_path: Path):
+    here, out = tmp_path / "run", tmp_path / "published"
+    for name in ("results/tables/speedup.csv", "results/replay/m/regret/replay.csv", "figures/m/regret.svg"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / "figures/speedup.png").write_text("no SVG")
+    out.mkdir()
+    (out / "stale.csv").write_text("from a run before")
+    copied = {path.relative_to(out).as_posix() for path in archive(out, here)}
+    assert copied == {"tables/speedup.csv", "replay/m/regret/replay.csv", "figures/m/regret.svg"}
+    assert copied == {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_published_of_nothing(tmp_path: Path):
+    (tmp_path / "published").mkdir()
+    with pytest.raises(EesdError, match="no results here"):
+        archive(tmp_path / "published", tmp_path)
+    assert (tmp_path / "published").is_dir()
+
+
+def drawn_from(svg: Path) -> tuple[str, Path]:
+    """Name of a published figure and the folder of its tables."""
+    name = svg.relative_to(PUBLISHED / "figures").with_suffix("")
+    if len(name.parts) == 1:
+        return name.name, PUBLISHED / "tables"
+    if "prediction" in name.parts:
+        return "prediction", PUBLISHED / "prediction" / name.parts[0] / name.name
+    return settings.load_config()["replays"][name.name]["figure"], PUBLISHED / "replay" / name
+
+
+@pytest.mark.parametrize("svg", sorted(PUBLISHED.glob("figures/**/*.svg")), ids=lambda path: path.stem)
+def test_published_figures_redraw_byte_for_byte(svg: Path, tmp_path: Path):
+    name, tables = drawn_from(svg)
+    figure(name, tables, tmp_path / "again")
+    assert (tmp_path / "again.svg").read_bytes() == svg.read_bytes()
