@@ -39,7 +39,7 @@ rule all:
     default_target: True
     input:
         expand("results/tables/{table}.csv", table=[*TABLES, "provenance", "engine", "sampling"]),
-        "results/tables/speedup.md",
+        ["results/tables/speedup.md", "results/tables/speedup.tex"],
         "results/lossless.txt",
         figure_files(),
 

@@ -35,6 +35,23 @@ COLUMNS: dict[str, dict[str, str]] = {
         **_LOSSY,
         **_DATASET,
     },
+    "comparisons": {
+        **_WHO,
+        "other": "a slower method of the same group",
+        "n_items": "prompts that both decoded",
+        "mean_ratio": "geometric mean over prompts of other's seconds per token / method's",
+        "faster_on": "share of prompts on which method is the faster one",
+        "p_value": "Wilcoxon's signed-rank test of the logarithms of these ratios; empty for fewer than 6 prompts",
+        "p_holm": "corrected by Holm's method over all pairs of the group and task",
+        "separated": "true if p_holm < 0.05",
+        **_DATASET,
+    },
+    "ranking": {
+        **_WHO,
+        "rank": "1 + number of methods that are faster beyond chance (comparisons.csv); equal ranks are ties",
+        "n_items": "prompts",
+        **_DATASET,
+    },
     "acceptance": {
         **_WHO,
         "acceptance_rate": (

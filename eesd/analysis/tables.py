@@ -5,6 +5,8 @@
 | file              | one row for each                                    |
 |-------------------|-----------------------------------------------------|
 | `speedup.csv`     | method and baseline: tokens/s, ratio, 95 % interval |
+| `comparisons.csv` | pair of methods: paired test, corrected             |
+| `ranking.csv`     | method: rank, with ties where nothing separates     |
 | `acceptance.csv`  | method: acceptance rate, tokens and drafts a round  |
 | `lossless.csv`    | method: outputs equal to vanilla, ties, others      |
 | `divergences.csv` | output that is not identical to vanilla's           |
@@ -14,13 +16,14 @@
 | `heads.csv`       | head and task: held-out agreement with the target   |
 | `calibration.csv` | head and bin of confidence: share of agreement      |
 
-`columns.py` says what each column means; `speedup.md` is `speedup.csv` for reading. Equal rows give identical bytes:
-rows are sorted by name (`order.py`), numbers have 6 significant digits, the bootstrap has a fixed seed.
+`columns.py` says what each column means; `speedup.md` and `speedup.tex` are `speedup.csv` to read and to paste. Equal
+rows give identical bytes: rows are sorted by name (`order.py`), numbers have 6 significant digits, the bootstrap has a
+fixed seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ import pandas as pd
 from eesd.analysis import rows as row_files
 from eesd.analysis.cards import calibration_records, head_records
 from eesd.analysis.columns import COLUMNS
+from eesd.analysis.comparisons import comparison_records, ranking_records
+from eesd.analysis.latex import speedup_latex
 from eesd.analysis.markdown import speedup_markdown
 from eesd.analysis.order import BASELINES, sort_frame
 from eesd.analysis.rows import PARTS, Row
@@ -45,11 +50,12 @@ EVIDENCE = ("class", "gap", "bound", "vanilla_logit", "logit", "length_rule", *N
 def write_tables(
     row_paths: Iterable[Path | str], card_paths: Iterable[Path | str], out_dir: Path | str
 ) -> dict[str, pd.DataFrame]:
-    """Read, check and tabulate; writes `out_dir`/*.csv and speedup.md and returns the tables by name."""
+    """Read, check and tabulate; writes `out_dir`/*.csv and speedup.md and .tex, and returns the tables by name."""
     tables = build_tables(row_files.read_rows(row_paths), card_paths)
     for name, table in tables.items():
         write_csv(table, Path(out_dir) / f"{name}.csv")
     write_atomic(Path(out_dir) / "speedup.md", speedup_markdown(tables["speedup"]))
+    write_atomic(Path(out_dir) / "speedup.tex", speedup_latex(tables["speedup"]))
     return tables
 
 
@@ -58,6 +64,8 @@ def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict
     frame, card_paths = row_frame(rows), list(card_paths)
     records = {
         "speedup": _speedup(frame),
+        "comparisons": _by_cell(frame, comparison_records),
+        "ranking": _by_cell(frame, ranking_records),
         "acceptance": _acceptance(frame),
         "lossless": _lossless(frame),
         "divergences": _divergences(frame),
@@ -145,6 +153,15 @@ def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
         "ci_high": result.high,
         "speedup_mean_of_ratios": result.mean_of_ratios,
     }
+
+
+def _by_cell(frame: pd.DataFrame, records: Callable[[pd.DataFrame], Records]) -> Records:
+    """Records of every (model, task, group), of all its methods together."""
+    return [
+        {**dict(zip(CELL, key, strict=True)), "dataset": cell["dataset"].iloc[0], **record}
+        for key, cell in frame.groupby(CELL, sort=False)
+        for record in records(cell)
+    ]
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

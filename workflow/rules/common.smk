@@ -27,7 +27,19 @@ except EesdError as error:
 bin_folder, package_folder = quote(str(Path(sys.executable).parent)), quote(workflow.basedir)
 shell.prefix(f'set -euo pipefail; export PATH={bin_folder}:"$PATH" PYTHONPATH={package_folder}; ')
 
-TABLES = ["speedup", "acceptance", "lossless", "divergences", "time_split", "quality", "rounds", "heads", "calibration"]
+TABLES = [
+    "speedup",
+    "comparisons",
+    "ranking",
+    "acceptance",
+    "lossless",
+    "divergences",
+    "time_split",
+    "quality",
+    "rounds",
+    "heads",
+    "calibration",
+]
 FIGURES = [
     "speedup",
     "acceptance",
@@ -39,6 +51,15 @@ FIGURES = [
     "engine",
 ]
 FORMATS = ["pdf", "png", "svg"]
+# The report answers questions; figures and tables stand under the one that they speak to.
+QUESTIONS = {
+    "1 Is it faster?": ["speedup", "comparisons", "ranking", "viewer"],
+    "2 Why?": ["acceptance", "rounds", "time_split", "engine", "prediction"],
+    "3 Is it lossless?": ["lossless", "divergences", "divergence_gaps", "sampling", "quality"],
+    "4 What do heads learn?": ["heads", "heads_by_position", "calibration", "reliability", "study"],
+    "5 When to stop drafting?": ["replay"],
+    "6 Where is it from?": ["provenance"],
+}
 # Where figures find their tables: what this run measures, or what the repository has published.
 RESULTS = "results" if config["source"] == "run" else f"{workflow.basedir}/published/default"
 SOURCES = [".py", ".cpp", ".h"]
@@ -110,3 +131,8 @@ def figure_files():
     page = ["figures/viewer.html"] if run["views"] and there("views") else []
     drawn = [figure for figure, table in tables.items() if there(table)]
     return expand("figures/{figure}.{format}", figure=drawn, format=FORMATS) + page
+
+
+def question(name):
+    """The question of the report that a figure or table speaks to."""
+    return next(question for question, names in QUESTIONS.items() if name in names)

@@ -12,12 +12,14 @@ rule make_tables:
             report(
                 f"results/tables/{table}.csv",
                 caption=f"../report/{table}.rst",
-                category="Tables",
+                category=question(table),
+                subcategory="Tables",
                 labels={"table": table.replace("_", " ")},
             )
             for table in TABLES
         ],
         "results/tables/speedup.md",
+        "results/tables/speedup.tex",
     log:
         "logs/tables/tables.log",
     params:
@@ -36,7 +38,8 @@ rule make_engine_table:
         report(
             "results/tables/engine.csv",
             caption="../report/engine.rst",
-            category="Tables",
+            category=question("engine"),
+            subcategory="Tables",
             labels={"table": "engine"},
         ),
     log:
@@ -54,7 +57,8 @@ rule collect_provenance:
         report(
             "results/tables/provenance.csv",
             caption="../report/provenance.rst",
-            category="Tables",
+            category=question("provenance"),
+            subcategory="Tables",
             labels={"table": "provenance"},
         ),
     log:
@@ -101,7 +105,8 @@ rule certify_sampling:
         report(
             "results/tables/sampling.csv",
             caption="../report/sampling.rst",
-            category="Tables",
+            category=question("sampling"),
+            subcategory="Tables",
             labels={"table": "sampling"},
         ),
     log:

@@ -15,7 +15,8 @@ for figure in FIGURES:
             report(
                 f"figures/{figure}.svg",
                 caption=f"../report/{figure}.rst",
-                category="Figures",
+                category=question(figure),
+                subcategory="Figures",
                 labels={"figure": figure.replace("_", " ")},
             ),
         log:

@@ -78,7 +78,8 @@ rule predict_group:
         report(
             "results/prediction/{model}/{group}/prediction.csv",
             caption="../report/prediction.rst",
-            category="Tables",
+            category=question("prediction"),
+            subcategory="Tables",
             labels={"table": "prediction, {model}, {group}"},
         ),
     log:
@@ -101,7 +102,8 @@ rule draw_prediction:
         report(
             "figures/{model}/prediction/{group}.svg",
             caption="../report/prediction.rst",
-            category="Figures",
+            category=question("prediction"),
+            subcategory="Figures",
             labels={"figure": "prediction, {model}, {group}"},
         ),
     log:
@@ -128,7 +130,8 @@ for replay, entry in config["replays"].items():
             report(
                 f"figures/{{model}}/{replay}.svg",
                 caption=f"../report/{entry['figure']}.rst",
-                category="Figures",
+                category=question("replay"),
+                subcategory="Figures",
                 labels={"figure": f"{replay}, {{model}}"},
             ),
         log:

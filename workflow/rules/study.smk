@@ -10,7 +10,8 @@ rule tabulate_study:
         report(
             "results/studies/{model}/{study}/heads.csv",
             caption="../report/heads.rst",
-            category="Studies",
+            category=question("study"),
+            subcategory="Studies",
             labels={"table": "{study}, {model}"},
         ),
     log:
@@ -32,7 +33,8 @@ rule draw_study:
         report(
             "figures/{model}/studies/{study}.svg",
             caption="../report/study.rst",
-            category="Studies",
+            category=question("study"),
+            subcategory="Studies",
             labels={"figure": "{study}, {model}"},
         ),
     log:

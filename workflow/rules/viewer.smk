@@ -34,7 +34,8 @@ rule make_viewer:
         report(
             "figures/viewer.html",
             caption="../report/viewer.rst",
-            category="Figures",
+            category=question("viewer"),
+            subcategory="Figures",
             labels={"figure": "watch it decode"},
         ),
     log:

@@ -1,0 +1,63 @@
+"""speedup.tex: the speedup table for a paper, one tabular for each model, group and baseline (package booktabs).
+
+Methods are rows, tasks columns; the best of each task is bold, intervals are small. Names are those of the figures.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pandas as pd
+
+from eesd.analysis.markdown import KEYS
+from eesd.analysis.order import method_key, natural
+from eesd.analysis.style import method_label, task_label
+
+HEAD = "% Needs \\usepackage{booktabs}. Ratios of totals with 95 % paired bootstrap intervals over prompts.\n"
+SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "&%$#_{}"})
+
+
+def speedup_latex(table: pd.DataFrame) -> str:
+    """`speedup.csv` as LaTeX."""
+    parts = [
+        _tabular(part)
+        for key in product(*(sorted(table[column].unique(), key=KEYS[column]) for column in KEYS))
+        if len(part := table[(table[list(KEYS)] == key).all(axis=1)])
+    ]
+    return HEAD + "\n".join(parts)
+
+
+def _tabular(part: pd.DataFrame) -> str:
+    first = part.iloc[0]
+    tasks = sorted(part["task"].unique(), key=natural)
+    cells = {(row.task, row.method): row for row in part.itertuples()}
+    methods = sorted(part["method"].unique(), key=method_key)
+    best = {task: max(1.0, *(cells[task, m].speedup for m in methods if (task, m) in cells)) for task in tasks}
+    heads = [f"{task_label(task)} ($n = {part.loc[part['task'] == task, 'n_items'].iloc[0]}$)" for task in tasks]
+    base = ["\\textbf{1.00}" if best[task] == 1.0 else "1.00" for task in tasks]
+    lines = [
+        f"% {first['model']}, {first['group']}, against {first['baseline']} ({first['decoding']}, {first['dtype']})",
+        "\\begin{tabular}{l" + "r" * len(tasks) + "}",
+        "\\toprule",
+        _line("", heads),
+        "\\midrule",
+        _line(method_label(first["baseline"]), base),
+        *(
+            _line(method_label(method), [_cell(cells.get((task, method)), best[task]) for task in tasks])
+            for method in methods
+        ),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(label: str, cells: list[str]) -> str:
+    return " & ".join([label.translate(SPECIAL), *cells]) + " \\\\"
+
+
+def _cell(row: tuple | None, best: float) -> str:
+    if row is None:
+        return "--"
+    value = f"\\textbf{{{row.speedup:.2f}}}" if row.speedup == best else f"{row.speedup:.2f}"
+    return value if pd.isna(row.ci_low) else f"{value} {{\\scriptsize [{row.ci_low:.2f}, {row.ci_high:.2f}]}}"

@@ -1,0 +1,70 @@
+"""Paired tests between methods, ranks with ties, and the LaTeX table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eesd.analysis.comparisons import comparison_records, holm, ranking_records
+from eesd.analysis.latex import speedup_latex
+from eesd.analysis.tables import build_tables
+from tests.analysis.factory import realistic_rows
+
+
+def cell(n_items: int = 20, seed: int = 0) -> pd.DataFrame:
+    """`fast` takes two thirds of `slow` on every prompt; `same` is `slow` with noise."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for item in range(n_items):
+        base = rng.uniform(1, 3)
+        for method, factor in (("slow", 1.0), ("fast", 0.67), ("same", rng.normal(1, 0.02))):
+            lines.append({"item": str(item), "method": method, "total": base * factor, "tokens": 100})
+    return pd.DataFrame(lines)
+
+
+def test_what_differs_on_every_prompt_is_separated_and_noise_is_not():
+    records = {(r["method"], r["other"]): r for r in comparison_records(cell())}
+    fast = records["fast", "slow"]
+    assert fast["separated"] and fast["faster_on"] == 1.0 and fast["mean_ratio"] == pytest.approx(1 / 0.67)
+    (noise,) = [r for pair, r in records.items() if set(pair) == {"same", "slow"}]
+    assert not noise["separated"] and noise["p_holm"] >= noise["p_value"]
+
+
+def test_ranks_have_ties():
+    ranks = {r["method"]: r["rank"] for r in ranking_records(cell())}
+    assert ranks == {"fast": 1, "slow": 2, "same": 2}
+
+
+def test_few_prompts_separate_nothing():
+    assert all(np.isnan(r["p_value"]) and not r["separated"] for r in comparison_records(cell(5)))
+    assert {r["rank"] for r in ranking_records(cell(5))} == {1}
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, float("nan"), 0.03]) == pytest.approx([0.03, 0.06, float("nan"), 0.06], nan_ok=True)
+
+
+def test_the_family_of_a_true_null_is_rarely_rejected():
+    """Three methods that are the same: some pair is called different in about 5 % of the experiments."""
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        base = rng.uniform(1, 3, 12)
+        lines = [
+            {"item": str(i), "method": method, "total": seconds * rng.normal(1, 0.05), "tokens": 100}
+            for i, seconds in enumerate(base)
+            for method in ("a", "b", "c")
+        ]
+        wrong += any(r["separated"] for r in comparison_records(pd.DataFrame(lines)))
+    assert wrong <= 20
+
+
+def test_the_latex_table_balances():
+    text = speedup_latex(build_tables(realistic_rows())["speedup"])
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") > 0
+    assert text.count("\\toprule") == text.count("\\bottomrule") == text.count("\\midrule")
+    assert "\\textbf{" in text and "\\scriptsize [" in text
+    assert text.count("{") == text.count("}")
+    widths = {line.count("&") for line in text.splitlines() if line.endswith("\\\\")}
+    assert len(widths) == 1
