@@ -54,10 +54,13 @@ rule figures:
 rule publish:
     input:
         rules.all.input,
+    log:
+        "logs/publish.log",
     params:
-        out=f"{workflow.basedir}/published/default",
+        project=workflow.basedir,
     shell:
-        "python -m eesd archive --out {params.out:q} && cd {workflow.basedir:q} && python -m eesd readme"
+        "(python -m eesd archive --out {params.project:q}/published/default && cd {params.project:q} && python -m eesd readme)"
+        " 2>&1 | tee {log:q}"
 
 
 onsuccess:

@@ -3,9 +3,10 @@
     records = comparison_records(cell)        # of one (model, task, group), a line a row as in `tables.row_frame`
     records = ranking_records(cell)
 
-Methods decoded the same prompts, so their seconds per token are compared prompt by prompt: Wilcoxon's signed-rank test
-on the logarithms of the ratios, with Holm's correction over all pairs of the cell. Ranks have ties: a method stands
-behind those that are faster beyond chance, and beside all others.
+Methods decoded the same prompts, so they are compared prompt by prompt, twice. The speedup of one over the other with
+its paired bootstrap interval says how far apart they are, and ranks them: a method stands behind those whose speedup
+over it is above 1 with the whole interval, and beside all others. Wilcoxon's signed-rank test on the logarithms of
+seconds per token, with Holm's correction over all pairs of the cell, is the stricter word on whether they differ.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from eesd.analysis.stats import paired_speedup
+
 LEVEL = 0.05
 # With fewer prompts no result of the test is below the level, whatever the seconds are.
 FEWEST_ITEMS = 6
@@ -24,45 +27,54 @@ FEWEST_ITEMS = 6
 Records = list[dict[str, Any]]
 
 
-def seconds_per_token(cell: pd.DataFrame) -> pd.DataFrame:
-    """[item, method]: seconds of all repeats over their tokens; prompts that every method has decoded."""
-    sums = cell.groupby(["item", "method"], sort=False)[["total", "tokens"]].sum()
-    return (sums["total"] / sums["tokens"]).unstack("method").dropna()
+def shared_items(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Of each method [item: total seconds and tokens of all repeats], for the prompts that every method has decoded."""
+    sums = cell.groupby(["method", "item"], sort=False)[["total", "tokens"]].sum()
+    methods = {method: sums.loc[method] for method in sums.index.unique("method")}
+    shared = sorted(set.intersection(*(set(own.index) for own in methods.values())))
+    return {method: own.loc[shared] for method, own in methods.items()}
 
 
 def comparison_records(cell: pd.DataFrame) -> Records:
     """One record for each pair of methods, the faster one of the pair first."""
-    speeds = seconds_per_token(cell)
     records = []
-    for one, other in combinations(speeds.columns, 2):
-        ratio = float(speeds[other].sum() / speeds[one].sum())
-        fast, slow = (one, other) if ratio >= 1 else (other, one)
-        logs = np.log(speeds[slow] / speeds[fast])
+    for (one, first), (other, second) in combinations(shared_items(cell).items(), 2):
+        (fast, own), (slow, base) = sorted(
+            ((one, first), (other, second)), key=lambda pair: -_tokens_per_second(pair[1])
+        )
+        logs = np.log((base["total"] / base["tokens"]) / (own["total"] / own["tokens"]))
+        speedup = paired_speedup(list(own.index), own["tokens"], own["total"], base["tokens"], base["total"])
         records.append(
             {
                 "method": fast,
                 "other": slow,
                 "n_items": len(logs),
-                "mean_ratio": float(np.exp(logs.mean())),
+                "speedup": speedup.ratio,
+                "ci_low": speedup.low,
+                "ci_high": speedup.high,
                 "faster_on": float((logs > 0).mean()),
                 "p_value": _p_value(logs.to_numpy()),
             }
         )
     corrected = holm([record["p_value"] for record in records])
     return [
-        {**record, "p_holm": p, "separated": p < LEVEL}  # NaN separates nothing
+        {**record, "p_holm": p, "significant": p < LEVEL}  # NaN is not
         for record, p in zip(records, corrected, strict=True)
     ]
 
 
 def ranking_records(cell: pd.DataFrame) -> Records:
-    """One record a method: its rank is one more than the number of methods that are faster beyond chance."""
-    speeds = seconds_per_token(cell)
-    behind = dict.fromkeys(speeds.columns, 0)
+    """One record a method: its rank is one more than the number of methods that are faster with the whole interval."""
+    items = shared_items(cell)
+    behind = dict.fromkeys(items, 0)
     for record in comparison_records(cell):
-        behind[record["other"]] += record["separated"]
-    order = sorted(behind, key=lambda method: (behind[method], speeds[method].mean()))
-    return [{"method": method, "rank": 1 + behind[method], "n_items": len(speeds)} for method in order]
+        behind[record["other"]] += record["ci_low"] > 1  # NaN, of a single prompt, ranks nobody
+    order = sorted(behind, key=lambda method: (behind[method], -_tokens_per_second(items[method])))
+    return [{"method": method, "rank": 1 + behind[method], "n_items": len(items[method])} for method in order]
+
+
+def _tokens_per_second(own: pd.DataFrame) -> float:
+    return float(own["tokens"].sum() / own["total"].sum())
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -25,6 +25,7 @@ from tests.replay.factory import random_trace
 REPLAYS = ["replay_regret", "replay_sensitivity", "replay_steps", "replay_strips"]
 NAMES = [
     "acceptance",
+    "discards",
     "divergence_gaps",
     "engine",
     "heads",
@@ -32,6 +33,7 @@ NAMES = [
     "prediction",
     "reliability",
     *REPLAYS,
+    "round_cost",
     "speedup",
     "study",
     "time_split",
@@ -68,6 +70,20 @@ def test_speedup_has_both_baselines_and_counts(tables_dir: Path) -> None:
     text = svg("speedup", tables_dir)
     for words in ("speedup over our vanilla", "speedup over HF generate", "ASDiv (n = 6)", "static k = 2", "EESD"):
         assert words in text
+
+
+def test_rounds_are_drawn_against_vanilla(tables_dir: Path, tmp_path: Path) -> None:
+    for name, words in (("round_cost", "cost of a round (vanilla tokens)"), ("discards", "verifications per output")):
+        text = svg(name, tables_dir)
+        assert all(word in text for word in (words, "vanilla", "static k = 2", "ASDiv (n = 6)"))
+        # Another library's seconds have no parts and its drafts no counts.
+        assert "HF generate" not in text
+    for alone in (True, False):
+        for table in ("acceptance", "time_split"):
+            frame = pd.read_csv(tables_dir / f"{table}.csv")
+            frame[(frame["method"] == "vanilla") == alone].to_csv(tmp_path / f"{table}.csv", index=False)
+        with pytest.raises(EesdError, match="no group has both vanilla and a method"):
+            svg("round_cost", tmp_path)
 
 
 def test_replays_show_every_controller_oracle_and_task(tables_dir: Path) -> None:

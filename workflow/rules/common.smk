@@ -43,6 +43,8 @@ TABLES = [
 FIGURES = [
     "speedup",
     "acceptance",
+    "round_cost",
+    "discards",
     "time_split",
     "heads",
     "heads_by_position",
@@ -54,7 +56,7 @@ FORMATS = ["pdf", "png", "svg"]
 # The report answers questions; figures and tables stand under the one that they speak to.
 QUESTIONS = {
     "1 Is it faster?": ["speedup", "comparisons", "ranking", "viewer"],
-    "2 Why?": ["acceptance", "rounds", "time_split", "engine", "prediction"],
+    "2 Why?": ["acceptance", "rounds", "round_cost", "discards", "time_split", "engine", "prediction"],
     "3 Is it lossless?": ["lossless", "divergences", "divergence_gaps", "sampling", "quality"],
     "4 What do heads learn?": ["heads", "heads_by_position", "calibration", "reliability", "study"],
     "5 When to stop drafting?": ["replay"],

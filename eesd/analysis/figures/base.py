@@ -8,7 +8,7 @@ To add one, register a function that takes the folder of tables and returns a ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +56,16 @@ def by(table: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
     return [
         (name, table[table[column] == name]) for name in sorted(table[column].unique(), key=KEYS.get(column, natural))
     ]
+
+
+def places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(title, rows) of each model and group; the model is named only if there are several."""
+    models = by(table, "model")
+    for model, cell in models:
+        for group, part in by(cell, "group"):
+            found = [part[column].iloc[0] for column in ("decoding", "dtype") if column in part]
+            how = ", ".join(name for name in found if name != group)
+            yield (f"{model}, " if len(models) > 1 else "") + group + (f" ({how})" if how else ""), part
 
 
 def task_bands(

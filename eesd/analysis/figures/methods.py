@@ -5,7 +5,6 @@ A row of panels is one (model, group), a panel is one task, and every bar is lab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eesd.analysis import style
-from eesd.analysis.figures.base import FIGURES, by, read_table, task_bands
+from eesd.analysis.figures.base import FIGURES, by, places, read_table, task_bands
 from eesd.analysis.rows import PARTS
 from eesd.analysis.style import method_color, method_label, task_label
 from eesd.errors import EesdError
@@ -31,7 +30,7 @@ def draw_speedup(tables_dir: Path) -> Figure:
     table = read_table(tables_dir, "speedup")
     parts = [
         (f"{place}: speedup over {style.BASELINE_LABELS[baseline]}", part)
-        for place, cell in _places(table)
+        for place, cell in places(table)
         for baseline, part in by(cell, "baseline")
     ]
     bands, contents = task_bands(parts, "method")
@@ -74,7 +73,7 @@ def draw_acceptance(tables_dir: Path) -> Figure:
     table = table[table["method"] != "vanilla"]  # it drafts nothing: always 0
     if table.empty:
         raise EesdError(f"{tables_dir / 'rounds.csv'}: no method drafts anything, so there is no acceptance to draw.")
-    parts = [(f"{place}: accepted tokens per round, \u25b2 mean", cell) for place, cell in _places(table)]
+    parts = [(f"{place}: accepted tokens per round, \u25b2 mean", cell) for place, cell in places(table)]
     bands, contents = task_bands(parts, "method", line_in=0.38)
     drawing, panels = style.grid(bands)
     n_columns = max(map(len, panels))
@@ -119,7 +118,7 @@ def draw_time_split(tables_dir: Path) -> Figure:
     """Milliseconds per generated token, stacked by part; a peer has its total only."""
     table = read_table(tables_dir, "time_split")
     bands, contents = task_bands(
-        [(f"{place}: ms per generated token", cell) for place, cell in _places(table)], "method"
+        [(f"{place}: ms per generated token", cell) for place, cell in places(table)], "method"
     )
     drawing, panels = style.grid(bands, legend=SPLIT)
     for band, (methods, part), axes in zip(bands, contents, panels, strict=True):
@@ -185,16 +184,6 @@ def _heads_panel(panel: Axes, own: pd.DataFrame, heads: list[str]) -> None:
         )  # fmt: skip
         _value(panel, max(top1, expected + 0.02), line, f"{top1:.2f}")
     _lines(panel, heads)
-
-
-def _places(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(title, rows) of each model and group; the model is named only if there are several."""
-    models = by(table, "model")
-    for model, cell in models:
-        for group, part in by(cell, "group"):
-            found = [part[column].iloc[0] for column in ("decoding", "dtype") if column in part]
-            how = ", ".join(name for name in found if name != group)
-            yield (f"{model}, " if len(models) > 1 else "") + group + (f" ({how})" if how else ""), part
 
 
 def _lines(panel: Axes, labels: list[str]) -> None:

@@ -63,7 +63,7 @@ def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[flo
 def draw_strips(tables_dir: Path) -> Figure:
     """One panel a task: an answer from left to right, shaded by what can be drafted, a strip of bars a controller."""
     table = read_table(tables_dir, "strips")
-    panels = list(table.groupby(["model", "task", "drafter"], sort=False))
+    panels = list(table.groupby(["model", "task", "drafter"]))
     lines = [name for name in dict.fromkeys(table["label"]) if name != MATCH]
     height = 0.24 * len(lines) + 0.55
     drawing = Figure(figsize=(style.PAGE_IN, height * len(panels)), layout="constrained")
