@@ -1,11 +1,13 @@
-"""The self-generated corpus: prompts of the training splits, continued by the target, with states and teacher
-probabilities.
+"""The corpus: prompts of the training splits, continued by the target, with states and teacher probabilities.
 
     python -m eesd corpus --model resources/models/smollm2-135m --settings '{...}' --out results/corpus/m/default
 
 Work is cut into shards of one batch. They lie in `<out>.work/` until all are there, or the training shards hold as
 many tokens as asked for, so an interrupted run goes on where it stopped; then the folder is renamed. Prompts of the
 calibration split are what a head is calibrated on, those of the evaluation split what it is judged by.
+
+With `text: reference` the training part holds the tasks' own answers, read by the target and not written by it; that is
+training without self-distillation. Heads are still calibrated and judged on what the target writes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eesd.distill.record import Trace, record_batch
+from eesd.distill.record import Trace, record_batch, record_given
 from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
@@ -33,6 +35,7 @@ from eesd.models.special import eos_ids, fingerprint
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
+from eesd.tasks.base import Item
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Shard:
     split: str
     prompts: list[list[int]]
     temperatures: list[float]  # of the answers to each prompt
+    answers: list[list[int]] | None = None  # given ones, one a prompt; None where the target writes them
 
 
 def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
@@ -81,8 +85,11 @@ def _generate_shard(
 ) -> None:
     began = perf_counter()
     layers = [*settings["exit_layers"], target.config.num_layers]
-    length = settings["max_new_tokens"]
-    traces = record_batch(target, shard.prompts, layers, length, shard.temperatures, stop, seed)
+    if shard.answers is not None:
+        traces = record_given(target, shard.prompts, shard.answers, layers)
+    else:
+        length = settings["max_new_tokens"]
+        traces = record_batch(target, shard.prompts, layers, length, shard.temperatures, stop, seed)
     _save_shard(path, shard, traces, perf_counter() - began)
 
 
@@ -90,34 +97,39 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
     """The batches to generate: the first prompts of each task's split that fit, sorted by length within a task.
 
     A task with fewer prompts than answers wanted answers each several times, at the next of the `temperatures`; these
-    answers share a batch, and the prompt is run once. Shards of calibration and evaluation come first. Training shards
-    are mixed, so that a budget of tokens takes the same share of every task.
+    answers share a batch, and the prompt is run once; a given answer comes once. Shards of calibration and evaluation
+    come first. Training shards are mixed, so that a budget of tokens takes the same share of every task.
     """
     shards, order = [], random.Random(settings["seed"])
     for split in ("calibration", "evaluation", "train"):
         of_split = []
         for task in settings["tasks"]:
             wanted = settings[f"{split}_answers"]
-            prompts = _prompts(task, split, wanted, settings, tokenizer)
-            times = min(-(-wanted // len(prompts)), len(settings["temperatures"])) if split == "train" else 1
-            temperatures = settings["temperatures"][:times] if split == "train" else [0.0]
+            given = split == "train" and settings["text"] == "reference"
+            chosen = _prompts(task, split, wanted, settings, tokenizer)
+            again = split == "train" and not given
+            times = min(-(-wanted // len(chosen)), len(settings["temperatures"])) if again else 1
+            temperatures = settings["temperatures"][:times] if again else [0.0]
             size = max(1, settings["batch"] // times)
-            parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-            of_split += [
-                Shard(f"{split}-{task}-{i:04d}", task, split, part, temperatures) for i, part in enumerate(parts)
-            ]
+            for i in range(0, len(chosen), size):
+                items, prompts = zip(*chosen[i : i + size], strict=True)
+                answers = [_given_answer(item, task, settings, tokenizer) for item in items] if given else None
+                name = f"{split}-{task}-{i // size:04d}"
+                of_split.append(Shard(name, task, split, list(prompts), temperatures, answers))
         order.shuffle(of_split)
         shards += of_split
     return shards
 
 
-def _prompts(task: str, split: str, wanted: int, settings: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
-    """At most `wanted` prompts as token ids, sorted by length; EesdError where none fits."""
-    prompts: list[list[int]] = []
+def _prompts(
+    task: str, split: str, wanted: int, settings: Mapping[str, Any], tokenizer: Any
+) -> list[tuple[Item, list[int]]]:
+    """At most `wanted` items with their prompts as token ids, sorted by length; EesdError where none fits."""
+    prompts: list[tuple[Item, list[int]]] = []
     for item in TASKS[task].items(split, DataSource.of(settings)):
         ids = encode_prompt(tokenizer, item.prompt)
         if len(ids) <= settings["max_prompt_tokens"]:
-            prompts.append(ids)
+            prompts.append((item, ids))
         if len(prompts) == wanted:
             break
     if not prompts:
@@ -125,7 +137,17 @@ def _prompts(task: str, split: str, wanted: int, settings: Mapping[str, Any], to
             f"Task {task} has no {split} prompt of at most {settings['max_prompt_tokens']} tokens. "
             "Raise max_prompt_tokens."
         )
-    return sorted(prompts, key=len)
+    return sorted(prompts, key=lambda pair: len(pair[1]))
+
+
+def _given_answer(item: Item, task: str, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """The task's own answer as token ids, with the end of text, cut at `max_new_tokens`."""
+    text = TASKS[task].written_answer(item)
+    if not text.strip():
+        raise EesdError(f"Task {task}, {item.id}: no written answer, which a corpus with `text: reference` reads.")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+    return ids[: settings["max_new_tokens"]]
 
 
 def _check_lengths(shards: Sequence[Shard], settings: Mapping[str, Any], target: Transformer) -> None:
@@ -141,7 +163,7 @@ def _check_lengths(shards: Sequence[Shard], settings: Mapping[str, Any], target:
 def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any], shards: Sequence[Shard]) -> Path:
     """`<out>.work`, emptied when it was begun with another model, other settings, prompts or code."""
     work = out.with_name(out.name + ".work")
-    plan = [[shard.name, shard.prompts] for shard in shards]
+    plan = [[shard.name, shard.prompts, shard.answers] for shard in shards]
     unbounded = {**settings, "tokens": None}  # another budget takes up the same work
     stamp = settings_hash([fingerprint(model_dir), unbounded, plan, source_hash()])
     stamp_file = work / "settings_hash"

@@ -1,6 +1,7 @@
-"""Batched generation that leaves behind what a head is trained on, in the same pass.
+"""Batched generation that leaves behind what a head is trained on, in the same pass; or the same of given answers.
 
     traces = record_batch(target, prompts, layers=(4, 30), max_new_tokens=128, temperatures=[0], eos={2}, seed=0)
+    traces = record_given(target, prompts, answers, layers=(4, 30))
 
 Batches are ragged: row b's token t lies in cache slot t whatever the other rows do, and a query sees the slots up to
 its own, so padding behind a short prompt is overwritten before anything can look at it. Finished rows are retired.
@@ -26,11 +27,11 @@ RETIRE_SHARE = 0.25
 
 @dataclass
 class Trace:
-    """One recorded generation of T tokens, the first `prompt_tokens` of them given.
+    """One recorded text of T tokens, the first `prompt_tokens` of them given.
 
     tokens [T] int32. states: number of layers -> [T - 1, hidden] float16, the state of every token that was fed.
     teacher_ids [T - prompt_tokens, 64] int32 and teacher_probs (float16): the target's most probable next tokens at
-    each generated position, at temperature 1, most probable first.
+    each position of the answer, at temperature 1, most probable first.
     """
 
     prompt_tokens: int
@@ -96,11 +97,7 @@ def record_batch(
     live: list[int | None] = list(range(len(recorders)))  # recorder of every batch row; None once it is finished
     for step in range(max_new_tokens):
         for n, layer_states in states.items():
-            stored = layer_states.to("cpu", torch.float16)
-            if not stored.isfinite().all():
-                raise EesdError(
-                    f"States of layer {n} exceed float16, in which they are stored. Choose another exit_layer."
-                )
+            stored = _storable(n, layer_states)
             for row, owner in enumerate(live):
                 if owner is not None:
                     recorders[owner].states[n].append(stored[row, : counts[owner] if step == 0 else 1])
@@ -120,6 +117,46 @@ def record_batch(
     return [recorder.trace() for recorder in recorders]
 
 
+@torch.inference_mode()
+def record_given(
+    target: Transformer, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], layers: Sequence[int]
+) -> list[Trace]:
+    """What the target computes while it reads each prompt and its answer, of one token or more."""
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    # The last token is predicted and not fed.
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(text[:-1]) for text in texts], batch_first=True)
+    cache = target.new_cache(padded.shape[1], batch=len(texts))
+    states, final = _run_by_exits(target, target.embed(padded.to(target.device)), layers, cache, 0)
+    stored = {n: _storable(n, layer_states) for n, layer_states in states.items()}
+    traces = []
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        ids, probs, _ = _teacher(target.logits(final[row, len(prompt) - 1 : len(text) - 1]))
+        traces.append(
+            Trace(
+                len(prompt),
+                torch.tensor(text, dtype=torch.int32),
+                {n: layer_states[row, : len(text) - 1] for n, layer_states in stored.items()},
+                ids.to("cpu", torch.int32),
+                probs.to("cpu", torch.float16),
+            )
+        )
+    return traces
+
+
+def _storable(layer: int, states: Tensor) -> Tensor:
+    stored = states.to("cpu", torch.float16)
+    if not stored.isfinite().all():
+        raise EesdError(f"States of layer {layer} exceed float16, in which they are stored. Choose another exit_layer.")
+    return stored
+
+
+def _teacher(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and probabilities of the most probable tokens, from logits [rows, vocab]; and these logits in float32."""
+    logits = logits.float()
+    values, ids = logits.topk(min(TEACHER_TOP, logits.shape[-1]), -1)
+    return ids, (values - logits.logsumexp(-1, keepdim=True)).exp(), logits
+
+
 def _run_by_exits(
     target: Transformer, hidden: Tensor, layers: Sequence[int], cache: KVCache, slots: int | Tensor
 ) -> tuple[dict[int, Tensor], Tensor]:
@@ -135,9 +172,7 @@ def _next_tokens(
     logits: Tensor, heat: Tensor, generator: torch.Generator, live: list[int | None], recorders: list[_Recorder]
 ) -> list[int]:
     """Each row's next token from logits [batch, vocab] at its temperature, noted with the teacher's most probable."""
-    logits = logits.float()
-    values, ids = logits.topk(min(TEACHER_TOP, logits.shape[-1]), -1)
-    probs = (values - logits.logsumexp(-1, keepdim=True)).exp()
+    ids, probs, logits = _teacher(logits)
     chosen = ids[:, 0].clone()
     sampled = heat > 0
     if sampled.any():

@@ -69,6 +69,10 @@ class Task(ABC):
     def score(self, text: str, item: Item) -> dict[str, float]:
         """Metrics of a generated text, by name."""
 
+    def written_answer(self, item: Item) -> str:
+        """What the data set's authors answered, as text to train on; empty where there is no such text."""
+        return item.reference
+
     def items(self, split: str, source: DataSource) -> list[Item]:
         """Items of one split (train, calibration, evaluation) in their fixed order."""
         if split not in SPLITS:

@@ -48,6 +48,10 @@ class Gsm8k(Task):
             items.append(Item(f"gsm8k-{official}-{number}", prompt, str(values[0]), extra, found.dataset))
         return items
 
+    def written_answer(self, item: Item) -> str:
+        """The worked solution, which ends in the number."""
+        return item.extra["solution"]
+
     def score(self, text: str, item: Item) -> dict[str, float]:
         """Exact match of the final number."""
         return exact_match(text, item.reference)

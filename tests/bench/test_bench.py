@@ -41,6 +41,7 @@ def settings(model, tmp_path_factory):
         "tokens": None,
         "max_new_tokens": 8,
         "max_prompt_tokens": 400,
+        "text": "generated",
         "temperatures": [0.0],
         "batch": 4,
         "seed": 0,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eesd.decoding.generate import generate
-from eesd.distill.record import TEACHER_TOP, record_batch
+from eesd.distill.record import TEACHER_TOP, record_batch, record_given
 from tests.toys import VOCAB, tiny_target
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10], [11, 12, 13, 14]]
@@ -47,6 +47,21 @@ def test_recorded_states_and_teacher_are_the_targets():
             trace.teacher_probs.float(), law.gather(1, trace.teacher_ids.long()), rtol=2e-3, atol=1e-3
         )
         assert torch.equal(trace.teacher_ids[:, 0].long(), law.argmax(-1))
+
+
+def test_a_read_answer_leaves_what_writing_it_left():
+    target = tiny_target()
+    written = record(target)
+    lengths = (12, 1, 5, 7)
+    answers = [t.tokens[t.prompt_tokens :][:n].tolist() for t, n in zip(written, lengths, strict=True)]
+    for one, other, n in zip(written, record_given(target, PROMPTS, answers, [1, 3]), lengths, strict=True):
+        total = one.prompt_tokens + n
+        assert other.prompt_tokens == one.prompt_tokens
+        assert torch.equal(other.tokens, one.tokens[:total])
+        assert torch.equal(other.teacher_ids[:, 0], one.teacher_ids[:n, 0])
+        torch.testing.assert_close(other.teacher_probs, one.teacher_probs[:n], rtol=2e-3, atol=1e-3)
+        for layer in (1, 3):
+            torch.testing.assert_close(other.states[layer], one.states[layer][: total - 1], rtol=2e-3, atol=2e-3)
 
 
 def test_sampling_follows_its_seed():

@@ -20,8 +20,9 @@ from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, tr
 from eesd.drafting.exit_head import load_exit_head
 from eesd.drafting.medusa import load_medusa_heads
 from eesd.errors import EesdError
-from eesd.models.loading import load_target
+from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import fingerprint
+from eesd.tasks import TASKS, DataSource, encode_prompt
 from tests.toys import write_tiny_data, write_tiny_model
 
 MEDUSA = {"kind": "medusa", "medusa_heads": 3}
@@ -57,6 +58,7 @@ def settings(tmp_path_factory):
         "tokens": None,
         "max_new_tokens": 10,
         "max_prompt_tokens": 400,
+        "text": "generated",
         "temperatures": [0.0],
         "batch": 4,
         "seed": 0,
@@ -116,6 +118,30 @@ def test_a_task_with_few_prompts_answers_them_again(model, settings, tmp_path):
     generate_corpus(model, {**asked, "tokens": 30}, tmp_path / "some")
     written = json.loads((tmp_path / "some" / "corpus.json").read_text())["generated_tokens"]["train"]["asdiv"]
     assert 30 <= written <= 30 + 6 * 4
+
+
+def test_reference_answers_are_read_and_heads_still_judged_on_the_targets(model, settings, corpus, tmp_path):
+    generate_corpus(model, {**settings, "text": "reference"}, tmp_path / "given")
+    source, tokenizer = DataSource.of(settings), load_tokenizer(model)
+    answers = {
+        tuple(encode_prompt(tokenizer, item.prompt)): [*tokenizer(item.reference)["input_ids"], tokenizer.eos_token_id]
+        for item in TASKS["asdiv"].items("train", source)
+    }
+    traces = read_corpus(tmp_path / "given", [2], "train")["asdiv"]
+    assert len(traces) == 12
+    for trace in traces:
+        tokens = trace.tokens.tolist()
+        wanted = answers[tuple(tokens[: trace.prompt_tokens])]
+        assert tokens[trace.prompt_tokens :] == wanted[: settings["max_new_tokens"]]
+    for split in ("calibration", "evaluation"):
+        pairs = zip(*(read_corpus(folder, [2], split)["asdiv"] for folder in (corpus, tmp_path / "given")), strict=True)
+        assert all(torch.equal(one.tokens, other.tokens) for one, other in pairs)
+
+
+def test_a_task_without_written_answers_is_refused(model, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(TASKS["asdiv"]), "written_answer", lambda self, item: " ")
+    with pytest.raises(EesdError, match=r"Task asdiv, .*: no written answer"):
+        generate_corpus(model, {**settings, "text": "reference"}, tmp_path / "given")
 
 
 def test_other_settings_start_the_corpus_anew(model, settings, tmp_path, monkeypatch):
