@@ -50,7 +50,7 @@ rule figures:
         figure_files(),
 
 
-# Copy what was measured to published/default, for everybody to redraw; the README's results come from there.
+# Copy what was measured to published/, for everybody to redraw; the README's results come from there.
 rule publish:
     input:
         rules.all.input,
@@ -58,8 +58,9 @@ rule publish:
         "logs/publish.log",
     params:
         project=workflow.basedir,
+        out=PUBLISHED,
     shell:
-        "(python -m eesd archive --out {params.project:q}/published/default && cd {params.project:q} && python -m eesd readme)"
+        "(python -m eesd archive --out {params.out:q} && cd {params.project:q} && python -m eesd readme)"
         " 2>&1 | tee {log:q}"
 
 

@@ -334,7 +334,7 @@ def archive(out: Out) -> None:
 
 @app.command()
 def readme(
-    published: Annotated[Path, typer.Option(help="folder of published results")] = Path("published/default"),
+    published: Annotated[Path, typer.Option(help="folder of published runs")] = Path("published"),
     readme: Annotated[Path, typer.Option(help="file to update")] = Path("README.md"),
 ) -> None:
     """Write the published results into the README."""

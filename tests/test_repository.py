@@ -88,4 +88,4 @@ def test_readme_shows_the_published_results(root: Path):
 
     shown = (root / "README.md").read_text().split(BEGIN)[1].split(END)[0]
     # Written with a path relative to the repository: `eesd readme`, run at its top.
-    assert shown == results_block(root / "published/default").replace(f"{root.as_posix()}/", "")
+    assert shown == results_block(root / "published").replace(f"{root.as_posix()}/", "")

@@ -172,7 +172,7 @@ def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
 
 
 def test_overlays_merge_as_snakemake_merges_them(root: Path):
-    files = [root / "config" / name for name in ("config.yaml", "smoke.yaml", "paper.yaml")]
+    files = [root / "config" / name for name in ("config.yaml", "smoke.yaml", "best.yaml", "paper.yaml")]
     ours, theirs = {}, {}
     for file in files:
         merge(ours, yaml.safe_load(file.read_text()))

@@ -1,6 +1,6 @@
 """The results that the README shows, written from published tables, so that they cannot drift from them.
 
-    python -m eesd readme --published published/default --readme README.md
+    python -m eesd readme --published published --readme README.md
 
 A test compares README.md with what this writes.
 """
@@ -19,7 +19,11 @@ from eesd.errors import EesdError
 from eesd.files import write_atomic
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
-GROUP = "main"
+# Folder below published/, the group that is shown, and what a reader runs to get it; what is not there is left out.
+RUNS = (
+    ("default", "main", "make reproduce"),
+    ("best", "best", "snakemake --cores all --configfile config/best.yaml"),
+)
 
 
 def update_readme(published: Path | str, readme: Path | str) -> None:
@@ -35,27 +39,34 @@ def update_readme(published: Path | str, readme: Path | str) -> None:
 
 
 def results_block(published: Path | str) -> str:
-    """Figure, speedups, acceptance and verdict of the published run, with its machine."""
-    folder = Path(published)
+    """Figure, speedups, acceptance and verdict of every published run, with its machine."""
+    folders = [(Path(published) / name, group, command) for name, group, command in RUNS]
+    parts = [_run(*run) for run in folders if run[0].is_dir()]
+    if not parts:
+        raise EesdError(f"{published}: no published results here. `snakemake publish` writes them.")
+    return "\n".join(parts)
+
+
+def _run(folder: Path, group: str, command: str) -> str:
     tables = {name: pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("speedup", "acceptance", "heads")}
-    speedup = tables["speedup"][tables["speedup"]["group"] == GROUP]
+    speedup = tables["speedup"][tables["speedup"]["group"] == group]
     machine = machine_line(read_provenance(folder / "tables" / "provenance.csv"))
     return "\n".join(
         [
-            "## Results of `make reproduce`\n",
+            f"## Results of `{command}`\n",
             f"Measured on: {machine}.\n",
             f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)",
             *(section.replace("\n## ", "\n### ") for section in sections(speedup)),
-            f"\n{_acceptance(tables['acceptance'])}",
+            f"\n{_acceptance(tables['acceptance'], group)}",
             f"\n{_agreement(tables['heads'])}",
             f"\nLosslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
         ]
     )
 
 
-def _acceptance(table: pd.DataFrame) -> str:
+def _acceptance(table: pd.DataFrame, group: str) -> str:
     """Tokens per round and acceptance rate of every drafting method, a column a task."""
-    own = table[(table["group"] == GROUP) & (table["method"] != "vanilla")]
+    own = table[(table["group"] == group) & (table["method"] != "vanilla")]
     tasks = sorted(own["task"].unique(), key=natural)
     lines = [
         "Tokens per round with the target's own token (acceptance rate of drafted tokens):\n",

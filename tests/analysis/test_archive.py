@@ -11,7 +11,8 @@ from eesd.analysis.archive import archive
 from eesd.analysis.figures import figure
 from eesd.errors import EesdError
 
-PUBLISHED = Path(__file__).parents[2] / "published" / "default"
+PUBLISHED = Path(__file__).parents[2] / "published"
+FIGURES = sorted(PUBLISHED.glob("*/figures/**/*.svg"))
 
 
 def test_a_run_is_copied_and_an_older_one_replaced(tmp_path: Path):
@@ -36,15 +37,17 @@ def test_nothing_is_published_of_nothing(tmp_path: Path):
 
 def drawn_from(svg: Path) -> tuple[str, Path]:
     """Name of a published figure and the folder of its tables."""
-    name = svg.relative_to(PUBLISHED / "figures").with_suffix("")
-    if len(name.parts) == 1:
-        return name.name, PUBLISHED / "tables"
-    if "prediction" in name.parts:
-        return "prediction", PUBLISHED / "prediction" / name.parts[0] / name.name
-    return settings.load_config()["replays"][name.name]["figure"], PUBLISHED / "replay" / name
+    run, _, *name = svg.relative_to(PUBLISHED).with_suffix("").parts
+    if len(name) == 1:
+        return name[0], PUBLISHED / run / "tables"
+    if "prediction" in name:
+        return "prediction", PUBLISHED / run / "prediction" / name[0] / name[-1]
+    if "studies" in name:
+        return "study", PUBLISHED / run / "studies" / name[0] / name[-1]
+    return settings.load_config()["replays"][name[-1]]["figure"], PUBLISHED.joinpath(run, "replay", *name)
 
 
-@pytest.mark.parametrize("svg", sorted(PUBLISHED.glob("figures/**/*.svg")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("svg", FIGURES, ids=lambda path: path.relative_to(PUBLISHED).with_suffix("").as_posix())
 def test_published_figures_redraw_byte_for_byte(svg: Path, tmp_path: Path):
     name, tables = drawn_from(svg)
     figure(name, tables, tmp_path / "again")

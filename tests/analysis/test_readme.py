@@ -15,11 +15,12 @@ from tests.analysis.factory import realistic_rows, write_rows
 
 @pytest.fixture
 def published(tables_dir: Path, tmp_path: Path) -> Path:
-    """A folder as `published/default` is."""
-    shutil.copytree(tables_dir, tmp_path / "published" / "tables")
+    """A folder as `published` is, with one run."""
+    run = tmp_path / "published" / "default"
+    shutil.copytree(tables_dir, run / "tables")
     rows = write_rows(tmp_path / "rows.jsonl", realistic_rows(n_items=3))
-    write_provenance([rows], tmp_path / "published" / "tables" / "provenance.csv")
-    (tmp_path / "published" / "lossless.txt").write_text("7 identical.\n")
+    write_provenance([rows], run / "tables" / "provenance.csv")
+    (run / "lossless.txt").write_text("7 identical.\n")
     return tmp_path / "published"
 
 
@@ -39,6 +40,24 @@ def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: P
     block = results_block(published)
     for words in ("Toy CPU", "against vanilla", "against hf_generate", "Tokens per round", "top-1", "7 identical"):
         assert words in block
+
+
+def test_every_published_run_is_shown(published: Path) -> None:
+    best = shutil.copytree(published / "default", published / "best")
+    for table in ("speedup", "acceptance"):
+        text = (best / "tables" / f"{table}.csv").read_text()
+        (best / "tables" / f"{table}.csv").write_text(text.replace(",main,", ",best,"))
+    block = results_block(published)
+    assert [line for line in block.splitlines() if line.startswith("## ")] == [
+        "## Results of `make reproduce`",
+        "## Results of `snakemake --cores all --configfile config/best.yaml`",
+    ]
+    assert "### toy, best: against vanilla" in block
+
+
+def test_no_published_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EesdError, match="no published results"):
+        results_block(tmp_path)
 
 
 def test_a_readme_without_marks_is_refused(published: Path, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ QUESTIONS = {
     "6 Where is it from?": ["provenance"],
 }
 # Where figures find their tables: what this run measures, or what the repository has published.
-RESULTS = "results" if config["source"] == "run" else f"{workflow.basedir}/published/default"
+PUBLISHED = f"{workflow.basedir}/published/{config['published']}"
+RESULTS = "results" if config["source"] == "run" else PUBLISHED
 SOURCES = [".py", ".cpp", ".h"]
 
 
