@@ -207,7 +207,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "error": "predicted_s / measured_s - 1: drifts of the machine since the cost table was measured included",
         "predicted_speedup": "vanilla's predicted seconds in the same unit / predicted_s",
         "measured_speedup": "vanilla's measured seconds in the same unit / measured_s; a drift of the machine cancels",
-        "relative_error": "measured_speedup / predicted_speedup - 1: the error that is left without drifts",
+        "paired_error": "error once predicted_s is scaled by the median measured / predicted of the unit's other rows",
         "tokens": "output tokens that rounds give: all but the first",
         "rounds": "verification passes of the target, equal live and in replay",
         "hardware": "what the cost table was measured on: model, dtype, device",

@@ -96,7 +96,9 @@ def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: 
     records = [_record(one, row, baselines[_unit(row)]) for one, row in _pairs(predictors, measured)]
     if not any(record["method"] != BASELINE for record in records):
         raise EesdError("No row was drafted with the head of a trace. Give rows and traces of the same group.")
-    table = pd.DataFrame(records, columns=list(COLUMNS["prediction"]))
+    table = pd.DataFrame(records)
+    table["paired_error"] = paired_errors(table)
+    table = table[list(COLUMNS["prediction"])]
     write_csv(table, out)
     print(describe(table))
     return table
@@ -139,20 +141,32 @@ def _replayable(one: Predictor, row: Row) -> bool:
 
 def _record(one: Predictor, row: Row, baseline: Row) -> dict[str, Any]:
     predicted, measured = one.seconds(row), _measured(row)
-    predicted_speedup, measured_speedup = one.seconds(baseline) / predicted, _measured(baseline) / measured
     return {
         **{key: row[key] for key in ("model", "task", "group", "method", "item", "repeat")},
         "drafter": None if row is baseline else one.trace.facts.drafter,
         "predicted_s": predicted,
         "measured_s": measured,
         "error": predicted / measured - 1,
-        "predicted_speedup": predicted_speedup,
-        "measured_speedup": measured_speedup,
-        "relative_error": measured_speedup / predicted_speedup - 1,
+        "predicted_speedup": one.seconds(baseline) / predicted,
+        "measured_speedup": _measured(baseline) / measured,
         "tokens": len(row["output_tokens"]) - 1,
         "rounds": len(row["rounds"]),
         "hardware": one.clock.table.hardware,
     }
+
+
+def paired_errors(table: pd.DataFrame) -> pd.Series:
+    """Error of every row once its prediction is scaled by how fast the machine was in its unit.
+
+    The scale is the median of measured / predicted over the other rows of the unit, so no row explains itself; NaN for
+    a row that is alone.
+    """
+    ratio = table["measured_s"] / table["predicted_s"]
+    errors = pd.Series(np.nan, index=table.index)
+    for rows in table.groupby(["model", "task", "group", "item", "repeat"]).groups.values():
+        for row in rows:
+            errors[row] = ratio[rows.drop(row)].median() / ratio[row] - 1
+    return errors
 
 
 def _measured(row: Mapping[str, Any]) -> float:
@@ -160,10 +174,9 @@ def _measured(row: Mapping[str, Any]) -> float:
 
 
 def describe(table: pd.DataFrame) -> str:
-    """How far off the predictions are, in one line for each kind of error; vanilla has no error relative to itself."""
-    drafting = table[table["method"] != BASELINE]
+    """How far off the predictions are, in one line for each kind of error."""
     lines = [f"{len(table)} rows, {table['rounds'].sum()} rounds: live and replay agree in all of them."]
-    for column, name in (("error", "seconds"), ("relative_error", "seconds relative to vanilla's in the unit")):
-        median, high = np.quantile(drafting[column].abs(), (0.5, 0.9))
+    for column, name in (("error", "seconds"), ("paired_error", "seconds, the machine's speed in the unit taken out")):
+        median, high = table[column].abs().quantile([0.5, 0.9])
         lines.append(f"error of {name}: median {100 * median:.1f} %, 90th percentile {100 * high:.1f} %")
     return "\n".join(lines)

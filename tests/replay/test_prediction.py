@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from eesd.control import make_controller, read_costs
@@ -12,7 +14,7 @@ from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.replay.loop import equip_for, replay
 from eesd.replay.oracle import Clock
-from eesd.replay.prediction import describe, write_prediction_table
+from eesd.replay.prediction import describe, paired_errors, write_prediction_table
 from eesd.replay.strips import median_item, write_strips_table
 from eesd.replay.trace import Trace, write_trace
 from tests.analysis.factory import write_costs, write_rows
@@ -74,17 +76,27 @@ def test_errors_by_hand(tmp_path: Path):
     assert found["error"] == pytest.approx(0.027 / measured - 1)
     assert found["predicted_speedup"] == pytest.approx(5 * 0.009 / 0.027)
     assert found["measured_speedup"] == pytest.approx(5 / 2)
-    assert found["relative_error"] == pytest.approx(2.5 / (0.045 / 0.027) - 1)
+    # With one other row in the unit, the scale is vanilla's: what is left is the error of the speedup over it.
+    assert found["paired_error"] == pytest.approx(2.5 / (0.045 / 0.027) - 1)
     assert (found["rounds"], found["tokens"], found["drafter"]) == (2, 5, "exit4")
-    assert table.loc["vanilla", "relative_error"] == 0
+    assert table.loc["vanilla", "paired_error"] == pytest.approx((0.045 / 0.027) / 2.5 - 1)
     assert "live and replay agree in all of them" in describe(table.reset_index())
 
 
-def test_a_drift_of_the_machine_leaves_the_relative_error_alone(tmp_path: Path):
+def test_a_drift_of_the_machine_leaves_the_paired_error_alone(tmp_path: Path):
     trace = random_trace()
     one, two = (predict(tmp_path, trace, live_rows(trace, seconds)) for seconds in (0.01, 0.02))
     assert (one["error"] > two["error"]).all()
-    assert one["relative_error"].tolist() == pytest.approx(two["relative_error"].tolist())
+    assert one["paired_error"].tolist() == pytest.approx(two["paired_error"].tolist())
+
+
+def test_no_row_explains_itself():
+    unit = {"model": "m", "task": "t", "group": "g", "item": "i", "repeat": 0}
+    rows = [{**unit, "predicted_s": 1.0, "measured_s": seconds} for seconds in (2.0, 2.0, 2.5)]
+    alone = {**unit, "item": "j", "predicted_s": 1.0, "measured_s": 2.0}
+    errors = paired_errors(pd.DataFrame([*rows, alone])).tolist()
+    assert errors[:3] == pytest.approx([2.25 / 2 - 1, 2.25 / 2 - 1, 2 / 2.5 - 1])
+    assert math.isnan(errors[3])
 
 
 def test_cost_ts_is_replayed_with_the_table_that_it_decided_by(tmp_path: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,8 +49,8 @@ def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[flo
     panel.set_xlim(*ends)
     panel.set_ylim(*ends)
     lines = []
-    for name, column in (("relative", "relative_error"), ("seconds", "error")):
-        median, high = 100 * np.quantile(own[column].abs(), (0.5, 0.9))
+    for name, column in (("paired", "paired_error"), ("seconds", "error")):
+        median, high = 100 * own[column].abs().quantile([0.5, 0.9])
         lines.append(f"{name}: {median:.1f} %, 90 % below {high:.1f} %")
     place = {"xy": (0.03, 0.97), "xycoords": "axes fraction", "va": "top", "fontsize": 6}
     panel.annotate("median error\n" + "\n".join(lines), **place)
