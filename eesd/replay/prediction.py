@@ -116,7 +116,8 @@ def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> list[tuple[P
         for one in predictors:
             facts = one.trace.facts
             same = (facts.model, facts.task) == (row["model"], row["task"])
-            drafts = settings.get("drafter") == "exit_head" and settings.get("head") == facts.drafter
+            chain = settings.get("drafter") == "exit_head" and not settings.get("tree")
+            drafts = chain and settings.get("head") == facts.drafter
             if same and (drafts or row["method"] == BASELINE):
                 if _replayable(one, row):
                     pairs.append((one, row))

@@ -90,6 +90,15 @@ def test_a_drift_of_the_machine_leaves_the_paired_error_alone(tmp_path: Path):
     assert one["paired_error"].tolist() == pytest.approx(two["paired_error"].tolist())
 
 
+def test_trees_are_not_predicted(tmp_path: Path):
+    trace = random_trace()
+    rows = live_rows(trace)
+    settings = {**rows[1]["settings"], "tree": {"nodes": 9}}
+    made = {"method": "tree", "rounds": [[9, 0, "controller"]] * 40, "settings": settings}
+    trees = [{**row, **made} for row in rows if row["method"] == "static_k2"]
+    assert set(predict(tmp_path, trace, [*rows, *trees])["method"]) == {"vanilla", "static_k2"}
+
+
 def test_no_row_explains_itself():
     unit = {"model": "m", "task": "t", "group": "g", "item": "i", "repeat": 0}
     rows = [{**unit, "predicted_s": 1.0, "measured_s": seconds} for seconds in (2.0, 2.0, 2.5)]
