@@ -302,7 +302,8 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
     assert resolve_method(config, MODEL, "small")["assistant_path"] == "resources/models/tiny"
     assert method_files(config, MODEL, "assisted") == ["resources/models/tiny"]
     assert method_files(config, MODEL, "bfloat16") == []
-    assert method_files(config, MODEL, "rivals") == [f"results/skips/{MODEL}/default.json"]
+    files = [f"resources/hardware/{MODEL}.json", f"results/skips/{MODEL}/default.json"]
+    assert method_files(config, MODEL, "rivals") == files
 
 
 def test_run_lists_choose(tmp_path: Path):

