@@ -54,13 +54,14 @@ rule figures:
 rule publish:
     input:
         rules.all.input,
+        published_files(),
     log:
         "logs/publish.log",
     params:
         project=workflow.basedir,
         out=PUBLISHED,
     shell:
-        "(python -m eesd archive --out {params.out:q} && cd {params.project:q} && python -m eesd readme)"
+        "(python -m eesd archive --out {params.out:q} {input:q} && cd {params.project:q} && python -m eesd readme)"
         " 2>&1 | tee {log:q}"
 
 

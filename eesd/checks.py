@@ -51,6 +51,7 @@ def check_names(config: Config) -> None:
     for name in config["replays"]:
         _check_replay(config, name)
     check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
+    _check_priced(config)
     if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
         raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
 
@@ -180,6 +181,38 @@ def _check_group(config: Config, name: str) -> None:
     check_known("method", group["methods"], config["methods"], f"{where}.methods")
     if BASELINE not in group["methods"]:
         raise _mistake(f"{where}.methods", f"'{BASELINE}' is missing. It is the baseline of every group: add it.")
+
+
+def _check_priced(config: Config) -> None:
+    """The cost table that the workflow measures knows one exit layer: what runs and reads it must exit there."""
+    readers = [(f"methods.{name}", [config["methods"][name]["head"]]) for name in _priced_methods(config)]
+    for name in config["run"]["replays"]:
+        if not config["replays"][name]["costs"]:
+            readers.append((f"replays.{name}", config["replays"][name]["heads"]))
+    measured = config["hardware"]["exit_layer"]
+    for where, heads in readers:
+        for head in heads:
+            layer = config["heads"][head]["exit_layer"]
+            if layer != measured:
+                raise _mistake(
+                    where,
+                    f"head '{head}' exits at layer {layer}, but the cost table is measured for {measured} "
+                    "(hardware.exit_layer). Set that, or name `costs` of this layer.",
+                )
+
+
+def _priced_methods(config: Config) -> list[str]:
+    """Methods that run and decide by the cost table which the workflow measures."""
+    run = config["run"]
+    used = dict.fromkeys(
+        name for group in (*run["groups"], *run["views"]) for name in config["groups"][group]["methods"]
+    )
+    methods = {name: config["methods"][name] for name in used}
+    return [
+        name
+        for name, method in methods.items()
+        if method["controller"] and method["costs"] is None and CONTROLLERS[method["controller"]["name"]].uses_costs
+    ]
 
 
 def _check_replay(config: Config, name: str) -> None:

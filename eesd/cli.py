@@ -260,7 +260,7 @@ def certify(
     samples: Annotated[int, typer.Option(help="outputs of each drafter and controller")] = 200_000,
     fail: Annotated[bool, typer.Option(help="end with status 1 if a law is rejected")] = True,
 ) -> None:
-    """Test sampled decoding against the exact law of a toy, for every drafter and controller."""
+    """Test sampled decoding against the exact law of a toy, for six drafters and every controller."""
     from eesd.analysis.verdict import check_sampling
     from eesd.certify.sampling import write_certificate
 
@@ -325,11 +325,11 @@ def figure(name: str, tables: Annotated[Path, typer.Option(help="folder of table
 
 
 @app.command()
-def archive(out: Out) -> None:
-    """Copy the results of the run in this folder to where they are published."""
+def archive(out: Out, files: Annotated[list[Path], typer.Argument(help="files of the run")]) -> None:
+    """Copy the results of a run to where they are published."""
     from eesd.analysis.archive import archive as copy_results
 
-    print(f"{len(copy_results(out))} files in {out}")
+    print(f"{len(copy_results(out, files))} files in {out}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ Imports no torch, because the workflow reads this on every start.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,29 @@ def published_heads(model: str) -> list[str]:
 
 def _check_published(config: Config) -> None:
     run = config["run"]
+    needed = set(used_heads(config, [*run["groups"], *run["views"]]))
+    needed |= {head for replay in run["replays"] for head in config["replays"][replay]["heads"]}
     for model in run["models"] if run["heads"] == "published" else []:
-        missing = sorted(set(used_heads(config, run["groups"])) - set(published_heads(model)))
+        missing = sorted(needed - set(published_heads(model)))
         if missing:
             known = ", ".join(published_heads(model)) or "none"
             raise EesdError(
                 f"Configuration, run.heads: no published head '{missing[0]}' for model {model} (published: {known}). "
-                "Set it to train, or leave out the methods that use this head."
+                "Set it to train, or leave out the groups, views and replays that use this head."
+            )
+        for head in sorted(needed):
+            _check_same_kind(config["heads"][head], PUBLISHED_HEADS / model / head / "card.json", head)
+
+
+def _check_same_kind(settings: Config, card: Path, head: str) -> None:
+    """A published head answers to its name: what it is must be what the configuration says."""
+    found = json.loads(card.read_text())["settings"]
+    foreign = foreign_keys(settings["kind"])
+    for key in ("kind", "exit_layer", "context", "vocab_rows"):
+        if key not in foreign and found.get(key) != settings[key]:
+            raise EesdError(
+                f"Configuration, heads.{head}: {key} is {settings[key]}, but the published head has {found.get(key)}. "
+                "Set run.heads to train, or give this head another name."
             )
 
 
@@ -109,8 +126,13 @@ def resolve_corpus(config: Config, corpus: str) -> Config:
 def resolve_head(config: Config, head: str) -> Config:
     """Settings of `train`, without those of other kinds of heads."""
     found = _entry(config, "head", head)
-    foreign = {key for kind, keys in KIND_KEYS.items() if kind != found["kind"] for key in keys}
+    foreign = foreign_keys(found["kind"])
     return plain({key: value for key, value in found.items() if key not in foreign})
+
+
+def foreign_keys(kind: str) -> set[str]:
+    """Keys of a head that only other kinds have."""
+    return {key for other, keys in KIND_KEYS.items() if other != kind for key in keys}
 
 
 def resolve_study(config: Config, study: str) -> Config:
@@ -274,9 +296,16 @@ def group_rows(config: Config, model: str, group: str) -> list[str]:
 
 
 def predicted_groups(config: Config) -> list[str]:
-    """Groups that run and whose outputs the replays that run follow: their speed is predicted too."""
-    followed = {config["replays"][replay]["group"] for replay in config["run"]["replays"]}
-    return [group for group in config["run"]["groups"] if group in followed]
+    """Groups that run and have chains of a head by which a replay that runs follows them: their speed is predicted."""
+    followed: dict[str, set[str]] = {}
+    for replay in map(config["replays"].get, config["run"]["replays"]):
+        followed.setdefault(replay["group"], set()).update(replay["heads"])
+    found = []
+    for group in config["run"]["groups"]:
+        methods = map(config["methods"].get, config["groups"][group]["methods"])
+        if any(m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed.get(group, ()) for m in methods):
+            found.append(group)
+    return found
 
 
 def prediction_traces(config: Config, model: str, group: str) -> list[str]:

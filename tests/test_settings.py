@@ -23,6 +23,7 @@ from eesd.settings import (
     merge,
     method_files,
     model_inputs,
+    predicted_groups,
     resolve_bench,
     resolve_corpus,
     resolve_head,
@@ -172,7 +173,8 @@ def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
 
 
 def test_overlays_merge_as_snakemake_merges_them(root: Path):
-    files = [root / "config" / name for name in ("config.yaml", "smoke.yaml", "best.yaml", "paper.yaml")]
+    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml")
+    files = [root / "config" / name for name in ("config.yaml", *shipped)]
     ours, theirs = {}, {}
     for file in files:
         merge(ours, yaml.safe_load(file.read_text()))
@@ -304,6 +306,23 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
     assert method_files(config, MODEL, "bfloat16") == []
     files = [f"resources/hardware/{MODEL}.json", f"results/skips/{MODEL}/default.json"]
     assert method_files(config, MODEL, "rivals") == files
+
+
+def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
+    heads = "heads: {deep4: {exit_layer: 6}}\nrun: {groups: [main], replays: [%s]}"
+    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep4' exits at layer 6, but .* measured for 4"):
+        load_config([overlay(tmp_path, heads % "")])
+    with pytest.raises(EesdError, match=r"replays.steps: head 'deep4' exits at layer 6"):
+        load_config([overlay(tmp_path, heads % "steps" + "\nmethods: {eesd_cost: {costs: mine.json}}")])
+    assert load_config([overlay(tmp_path, heads % "steps" + "\nhardware: {exit_layer: 6}")])
+
+
+def test_groups_without_a_chain_to_replay_are_not_predicted(tmp_path: Path):
+    run = "run: {groups: [one], replays: [regret]}\nreplays: {regret: {group: one}}"
+    text = run + "\ngroups: {one: {methods: [vanilla, %s]}}"
+    assert predicted_groups(load_config([overlay(tmp_path, text % "eesd")])) == ["one"]
+    assert predicted_groups(load_config([overlay(tmp_path, text % "eesd_tree")])) == []
+    assert predicted_groups(load_config([overlay(tmp_path, text % "eesd_paper")])) == []
 
 
 def test_run_lists_choose(tmp_path: Path):

@@ -1,43 +1,44 @@
 """Published results: what is needed to redraw every figure and to check every number, copied from a finished run.
 
-    python -m eesd archive --out published/default        # what `snakemake publish` calls
+    python -m eesd archive --out published/default FILES...        # what `snakemake publish` calls, with what it made
 
 The folder mirrors `results/`: tables, replays, predictions, studies, recorded decodes. Beside them lie the verdict,
-cost tables and figures (SVG).
+cost tables and figures (SVG). Only the files that are named are copied: others in the same place are of other runs.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from eesd.errors import EesdError
 
-# (where from, which files, where to)
-PARTS = (
-    ("results", "tables/*.csv", ""),
-    ("results", "lossless.txt", ""),
-    ("results", "replay/**/*.csv", ""),
-    ("results", "prediction/**/*.csv", ""),
-    ("results", "studies/**/*.csv", ""),
-    ("results", "views/**/*.jsonl", ""),
-    ("resources", "hardware/*.json", ""),
-    ("figures", "**/*.svg", "figures"),
+# (where from, where to, which kinds of files); others, such as PDF, are made again from these
+PLACES = (
+    ("results", "", (".csv", ".txt", ".jsonl")),
+    ("resources", "", (".json",)),
+    ("figures", "figures", (".svg",)),
 )
+SIGN = "tables/speedup.csv"  # what every folder of published results has
 
 
-def archive(out: Path | str, here: Path | str = ".") -> list[Path]:
-    """Replace the folder `out` by the results of the run in `here`; EesdError where there are none."""
-    out, here = Path(out), Path(here)
-    copies = [
-        (path, out / below / path.relative_to(here / part))
-        for part, pattern, below in PARTS
-        for path in sorted((here / part).glob(pattern))
-    ]
-    if not any(path.name == "speedup.csv" for path, _ in copies):
-        raise EesdError(f"{here}: no results here (results/tables/speedup.csv). Run `snakemake --cores all` first.")
+def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
+    """Replace the folder `out` by these files of a run; EesdError if there are no results, or other things in `out`."""
+    out = Path(out)
+    copies = {}
+    for file in map(Path, files):
+        for place, below, kinds in PLACES:
+            if file.parts[0] == place and file.suffix in kinds:
+                copies[file] = out / below / file.relative_to(place)
+    if out / SIGN not in copies.values():
+        raise EesdError(
+            f"No results/{SIGN} among the files. Run `snakemake --cores all` first, then `snakemake publish`."
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / SIGN).is_file():
+        raise EesdError(f"{out}: holds something else than published results. Choose another name (`published`).")
     shutil.rmtree(out, ignore_errors=True)
-    for path, copy in copies:
+    for file, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    return [copy for _, copy in copies]
+        shutil.copyfile(file, copy)
+    return list(copies.values())

@@ -45,13 +45,15 @@ COLUMNS: dict[str, dict[str, str]] = {
         "faster_on": "share of prompts on which method is the faster one",
         "p_value": "Wilcoxon's signed-rank test on the logarithms of these ratios by prompt; empty below 6 prompts",
         "p_holm": "corrected by Holm's method over all pairs of the group and task",
-        "significant": "true if p_holm < 0.05",
+        "significant": "true if p_holm < 0.05; empty where so few prompts could not get there",
+        "lossy": "true if one of the two may change the output by design",
         **_DATASET,
     },
     "ranking": {
         **_WHO,
         "rank": "1 + number of methods whose ci_low over this one exceeds 1 (comparisons.csv); equal ranks are ties",
         "n_items": "prompts",
+        **_LOSSY,
         **_DATASET,
     },
     "acceptance": {

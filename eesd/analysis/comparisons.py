@@ -1,7 +1,7 @@
-"""Which methods differ, and how they rank: paired tests over prompts, corrected for how many there are.
+"""Which methods differ, and how they rank: paired intervals, and paired tests corrected for how many there are.
 
     records = comparison_records(cell)        # of one (model, task, group), a line a row as in `tables.row_frame`
-    records = ranking_records(cell)
+    ranks = ranking_records(cell, records)
 
 Methods decoded the same prompts, so they are compared prompt by prompt, twice. The speedup of one over the other with
 its paired bootstrap interval says how far apart they are, and ranks them: a method stands behind those whose speedup
@@ -58,16 +58,24 @@ def comparison_records(cell: pd.DataFrame) -> Records:
         )
     corrected = holm([record["p_value"] for record in records])
     return [
-        {**record, "p_holm": p, "significant": p < LEVEL}  # NaN is not
+        {**record, "p_holm": p, "significant": p < LEVEL if _can_tell(record["n_items"], len(records)) else None}
         for record, p in zip(records, corrected, strict=True)
     ]
 
 
-def ranking_records(cell: pd.DataFrame) -> Records:
-    """One record a method: its rank is one more than the number of methods that are faster with the whole interval."""
+def _can_tell(n_items: int, tests: int) -> bool:
+    """Whether a pair that is faster on every prompt would be below the level: its p-value is 2^(1 - n) then."""
+    return 2.0 ** (1 - n_items) * tests < LEVEL
+
+
+def ranking_records(cell: pd.DataFrame, comparisons: Records) -> Records:
+    """One record a method: its rank is one more than the number of methods that are faster with the whole interval.
+
+    comparisons: those of the same cell.
+    """
     items = shared_items(cell)
     behind = dict.fromkeys(items, 0)
-    for record in comparison_records(cell):
+    for record in comparisons:
         behind[record["other"]] += record["ci_low"] > 1  # NaN, of a single prompt, ranks nobody
     order = sorted(behind, key=lambda method: (behind[method], -_tokens_per_second(items[method])))
     return [{"method": method, "rank": 1 + behind[method], "n_items": len(items[method])} for method in order]

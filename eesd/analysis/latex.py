@@ -14,7 +14,7 @@ from eesd.analysis.order import method_key, natural
 from eesd.analysis.style import method_label, task_label
 
 HEAD = "% Needs \\usepackage{booktabs}. Ratios of totals with 95 % paired bootstrap intervals over prompts.\n"
-SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "&%$#_{}"})
+SPECIAL = str.maketrans({**{mark: f"\\{mark}" for mark in "&%$#_{}"}, "\u2020": "\\dag"})
 
 
 def speedup_latex(table: pd.DataFrame) -> str:
@@ -24,7 +24,8 @@ def speedup_latex(table: pd.DataFrame) -> str:
         for key in product(*(sorted(table[column].unique(), key=KEYS[column]) for column in KEYS))
         if len(part := table[(table[list(KEYS)] == key).all(axis=1)])
     ]
-    return HEAD + "\n".join(parts)
+    lossy = "% \\dag: may change the output by design.\n" if table["lossy"].astype(bool).any() else ""
+    return HEAD + lossy + "\n".join(parts)
 
 
 def _tabular(part: pd.DataFrame) -> str:
@@ -43,13 +44,18 @@ def _tabular(part: pd.DataFrame) -> str:
         "\\midrule",
         _line(method_label(first["baseline"]), base),
         *(
-            _line(method_label(method), [_cell(cells.get((task, method)), best[task]) for task in tasks])
+            _line(_label(method, part), [_cell(cells.get((task, method)), best[task]) for task in tasks])
             for method in methods
         ),
         "\\bottomrule",
         "\\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _label(method: str, part: pd.DataFrame) -> str:
+    lossy = part.loc[part["method"] == method, "lossy"].astype(bool).any()
+    return method_label(method) + (" \u2020" if lossy else "")
 
 
 def _line(label: str, cells: list[str]) -> str:

@@ -23,7 +23,7 @@ fixed seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict
     frame, card_paths = row_frame(rows), list(card_paths)
     records = {
         "speedup": _speedup(frame),
-        "comparisons": _by_cell(frame, comparison_records),
-        "ranking": _by_cell(frame, ranking_records),
+        **_comparisons(frame),
         "acceptance": _acceptance(frame),
         "lossless": _lossless(frame),
         "divergences": _divergences(frame),
@@ -155,13 +154,20 @@ def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _by_cell(frame: pd.DataFrame, records: Callable[[pd.DataFrame], Records]) -> Records:
-    """Records of every (model, task, group), of all its methods together."""
-    return [
-        {**dict(zip(CELL, key, strict=True)), "dataset": cell["dataset"].iloc[0], **record}
-        for key, cell in frame.groupby(CELL, sort=False)
-        for record in records(cell)
-    ]
+def _comparisons(frame: pd.DataFrame) -> dict[str, Records]:
+    """Methods of every (model, task, group) against each other, and their ranks."""
+    tables: dict[str, Records] = {"comparisons": [], "ranking": []}
+    for key, cell in frame.groupby(CELL, sort=False):
+        lossy = set(cell.loc[cell["lossy"].astype(bool), "method"])
+        compared = comparison_records(cell)
+        for table, records in (("comparisons", compared), ("ranking", ranking_records(cell, compared))):
+            for record in records:
+                facts = {
+                    "dataset": cell["dataset"].iloc[0],
+                    "lossy": bool(lossy & {record["method"], record.get("other")}),
+                }
+                tables[table].append({**dict(zip(CELL, key, strict=True)), **record, **facts})
+    return tables
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

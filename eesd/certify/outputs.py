@@ -64,6 +64,8 @@ def check_outputs(
         if vanilla is None:
             vanilla = generate(target, row["prompt_tokens"], max_new_tokens=limit, eos=eos).tokens
         output = _decode_again(row, target, model_dir, eos, limit) if again else row["output_tokens"]
+        # As in the run: an exact group promises bits, though not those of another library.
+        judge.exact = bool(row.get("exact")) and "peer" not in row.get("settings", {})
         found.append(judge.compare(row["prompt_tokens"], vanilla, output))
     _report(chosen, found, path, model_dir, dtype)
     return found

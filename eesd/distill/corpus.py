@@ -62,7 +62,7 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
     work = _work_folder(out, model_dir, settings, shards)
     stop = eos_ids(model_dir, tokenizer)
     budget = settings["tokens"]
-    made = 0
+    made, present = 0, []
     with progress(f"corpus {out.name}", budget or len(shards), "token" if budget else "batch") as bar:
         for index, shard in enumerate(shards):
             path, train = work / f"{shard.name}.safetensors", shard.split == "train"
@@ -70,11 +70,16 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
                 break
             if not path.exists():
                 _generate_shard(path, shard, target, settings, stop, settings["seed"] + index)
+            present.append(shard)
             tokens, seconds = _shard_facts(path)
             made += tokens * train
             bar.set_postfix_str(f"{shard.task} {tokens / seconds:.0f} tokens/s", refresh=False)
             bar.update(tokens * train if budget else 1)
-    present = [shard for shard in shards if (work / f"{shard.name}.safetensors").exists()]
+    # Shards beyond the budget are left over from a run with a larger one.
+    for stale in {file.name for file in work.glob("*.safetensors")} - {
+        f"{shard.name}.safetensors" for shard in present
+    }:
+        (work / stale).unlink()
     write_atomic(work / "corpus.json", json.dumps(_summary(work, present, settings, fingerprint(model_dir)), indent=2))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work, out)

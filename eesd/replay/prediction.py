@@ -4,12 +4,14 @@
         --rows results/bench/smollm2-135m/asdiv/main.jsonl --costs resources/hardware/smollm2-135m.json \
         --out results/prediction/smollm2-135m/main/prediction.csv
 
-Every greedy row of vanilla, or of a method that drafts with the head of a trace, is replayed with its own controller
-and seed. Rounds that differ from the measured ones are an error; equal ones are priced.
+Every greedy row of vanilla, or of a method that drafts chains with the head of a trace, is replayed with its own
+controller and seed. Rounds that differ from the measured ones are an error; equal ones are priced. Rows that a replay
+cannot follow are left out and counted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,11 +58,6 @@ class Predictor:
         if row["method"] == BASELINE:
             return [(0, 0, "none")] * (len(item.output) - 1), None
         controller = make_controller(row["settings"]["controller"])
-        if controller.uses_costs and row["settings"].get("costs_sha256") != sha256_file(self.costs):
-            raise EesdError(
-                f"{row['where']}: {row['method']} decided by another cost table than {self.costs}. Give the table that "
-                "its method names, or measure the rows again."
-            )
         equip_for(controller, self.trace, self.clock.table)
         found = replay_item(controller, item, row["seed"] - item.seed)
         _check_equal(row, found)
@@ -93,7 +90,8 @@ def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: 
     check_same_model([one.trace for one in predictors])
     measured = [row for row in read_rows(rows) if row["decoding"] == "greedy"]
     baselines = {_unit(row): row for row in measured if row["method"] == BASELINE}
-    records = [_record(one, row, baselines[_unit(row)]) for one, row in _pairs(predictors, measured)]
+    pairs, left_out = _pairs(predictors, measured)
+    records = [_record(one, row, baselines[_unit(row)]) for one, row in pairs]
     if not any(record["method"] != BASELINE for record in records):
         raise EesdError("No row was drafted with the head of a trace. Give rows and traces of the same group.")
     table = pd.DataFrame(records)
@@ -101,6 +99,8 @@ def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: 
     table = table[list(COLUMNS["prediction"])]
     write_csv(table, out)
     print(describe(table))
+    for why, count in left_out.items():
+        print(f"left out: {count} rows, {why}")
     return table
 
 
@@ -108,9 +108,9 @@ def _unit(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("model", "task", "group", "item", "repeat"))
 
 
-def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> list[tuple[Predictor, Row]]:
-    """Every row with the trace that can replay it; those of vanilla with the first of its task."""
-    pairs = []
+def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> tuple[list[tuple[Predictor, Row]], Counter[str]]:
+    """Every row with the trace that can replay it, vanilla's with the first of its task; and why others have none."""
+    pairs, left_out = [], Counter()
     for row in rows:
         settings = row["settings"]
         for one in predictors:
@@ -119,14 +119,19 @@ def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> list[tuple[P
             chain = settings.get("drafter") == "exit_head" and not settings.get("tree")
             drafts = chain and settings.get("head") == facts.drafter
             if same and (drafts or row["method"] == BASELINE):
-                if _replayable(one, row):
+                why = _obstacle(one, row)
+                if why:
+                    left_out[why] += 1
+                else:
                     pairs.append((one, row))
                 break
-    return pairs
+        else:
+            left_out["not drafted as a chain with the head of a trace"] += 1
+    return pairs, left_out
 
 
-def _replayable(one: Predictor, row: Row) -> bool:
-    """False for a row whose rounds rest on more than its prompt; EesdError for one that the trace does not fit."""
+def _obstacle(one: Predictor, row: Row) -> str:
+    """Why a row's rounds cannot be made again, or nothing; EesdError for a row that the trace does not fit."""
     facts, settings = one.trace.facts, row["settings"]
     if row["dtype"] != facts.dtype or settings.get("head_sha256") not in (None, facts.head_sha256):
         raise EesdError(
@@ -135,9 +140,15 @@ def _replayable(one: Predictor, row: Row) -> bool:
         )
     if row["item"] not in one.items:
         raise EesdError(f"{row['where']}: {row['item']} is not in the trace of {facts.task}. Record it again.")
-    # Where rounding led elsewhere there is no trace to follow; a memory over prompts holds those of the warm-up too.
-    carried = settings.get("controller", {}).get("reset_on") == "never"
-    return tuple(row["output_tokens"]) == one.items[row["item"]].output and len(row["rounds"]) > 0 and not carried
+    if tuple(row["output_tokens"]) != one.items[row["item"]].output:
+        return "rounding led to another output than the trace's"
+    if not row["rounds"]:
+        return "one token, which needs no round"
+    if settings.get("controller", {}).get("reset_on") == "never":
+        return "its controller remembers other prompts"
+    if settings.get("costs_sha256") not in (None, sha256_file(one.costs)):
+        return "decided by another cost table"
+    return ""
 
 
 def _record(one: Predictor, row: Row, baseline: Row) -> dict[str, Any]:

@@ -15,24 +15,38 @@ PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURES = sorted(PUBLISHED.glob("*/figures/**/*.svg"))
 
 
-def test_a_run_is_copied_and_an_older_one_replaced(tmp_path: Path):
+def test_the_files_of_a_run_are_copied_and_an_older_one_replaced(tmp_path: Path, monkeypatch):
     here, out = tmp_path / "run", tmp_path / "published"
-    for name in ("results/tables/speedup.csv", "results/replay/m/regret/replay.csv", "figures/m/regret.svg"):
+    files = [
+        "results/tables/speedup.csv",
+        "results/replay/m/regret/replay.csv",
+        "resources/hardware/m.json",
+        "figures/m/regret.svg",
+        "figures/m/regret.png",
+    ]
+    for name in (*files, "results/replay/m/other/replay.csv"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    (here / "figures/speedup.png").write_text("no SVG")
-    out.mkdir()
+    (out / "tables").mkdir(parents=True)
+    (out / "tables/speedup.csv").write_text("from a run before")
     (out / "stale.csv").write_text("from a run before")
-    copied = {path.relative_to(out).as_posix() for path in archive(out, here)}
-    assert copied == {"tables/speedup.csv", "replay/m/regret/replay.csv", "figures/m/regret.svg"}
+    monkeypatch.chdir(here)
+    copied = {path.relative_to(out).as_posix() for path in archive(out, files)}
+    assert copied == {"tables/speedup.csv", "replay/m/regret/replay.csv", "hardware/m.json", "figures/m/regret.svg"}
     assert copied == {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert (out / "tables/speedup.csv").read_text() == "results/tables/speedup.csv"
 
 
 def test_nothing_is_published_of_nothing(tmp_path: Path):
-    (tmp_path / "published").mkdir()
-    with pytest.raises(EesdError, match="no results here"):
-        archive(tmp_path / "published", tmp_path)
-    assert (tmp_path / "published").is_dir()
+    with pytest.raises(EesdError, match=r"No results/tables/speedup\.csv"):
+        archive(tmp_path / "published", ["results/lossless.txt"])
+
+
+def test_what_is_no_published_run_is_not_replaced(tmp_path: Path):
+    (tmp_path / "heads/m/deep4").mkdir(parents=True)
+    with pytest.raises(EesdError, match="holds something else"):
+        archive(tmp_path / "heads", ["results/tables/speedup.csv"])
+    assert (tmp_path / "heads/m/deep4").is_dir()
 
 
 def drawn_from(svg: Path) -> tuple[str, Path]:

@@ -23,6 +23,10 @@ def cell(n_items: int = 20, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def ranks(frame: pd.DataFrame) -> list[dict]:
+    return ranking_records(frame, comparison_records(frame))
+
+
 def test_what_differs_on_every_prompt_is_significant_and_noise_is_not():
     records = {(r["method"], r["other"]): r for r in comparison_records(cell())}
     fast = records["fast", "slow"]
@@ -32,17 +36,21 @@ def test_what_differs_on_every_prompt_is_significant_and_noise_is_not():
 
 
 def test_ranks_have_ties():
-    ranks = {r["method"]: r["rank"] for r in ranking_records(cell())}
-    assert ranks == {"fast": 1, "slow": 2, "same": 2}
+    assert {r["method"]: r["rank"] for r in ranks(cell())} == {"fast": 1, "slow": 2, "same": 2}
 
 
 def test_few_prompts_are_ranked_by_intervals_alone():
-    assert all(np.isnan(r["p_value"]) and not r["significant"] for r in comparison_records(cell(5)))
-    assert {r["method"]: r["rank"] for r in ranking_records(cell(5))} == {"fast": 1, "slow": 2, "same": 2}
+    assert all(np.isnan(r["p_value"]) and r["significant"] is None for r in comparison_records(cell(5)))
+    assert {r["method"]: r["rank"] for r in ranks(cell(5))} == {"fast": 1, "slow": 2, "same": 2}
+
+
+def test_what_no_outcome_could_show_is_left_open():
+    assert {r["significant"] for r in comparison_records(cell(6))} == {None}
+    assert True in {r["significant"] for r in comparison_records(cell(8))}
 
 
 def test_one_prompt_ranks_nobody():
-    assert {r["rank"] for r in ranking_records(cell(1))} == {1}
+    assert {r["rank"] for r in ranks(cell(1))} == {1}
 
 
 def test_only_prompts_that_all_decoded_count():

@@ -43,10 +43,20 @@ def test_damaged_weights_and_other_models_are_refused(head, tmp_path):
 def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "PUBLISHED_HEADS", tmp_path)
     (tmp_path / "smollm2-135m/deep4").mkdir(parents=True)
-    (tmp_path / "smollm2-135m/deep4/card.json").write_text("{}")
+    made = {"kind": "exit_layer", "exit_layer": 4, "context": "verified", "vocab_rows": 8192}
+    (tmp_path / "smollm2-135m/deep4/card.json").write_text(json.dumps({"settings": made}))
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("run: {heads: published}")
     with pytest.raises(EesdError, match=r"no published head 'paper4' .*published: deep4"):
         settings.load_config([overlay])
-    overlay.write_text("run: {heads: published, groups: [mine]}\ngroups: {mine: {methods: [vanilla, eesd]}}")
+    run = "run: {heads: published, groups: [mine], replays: [%s], views: [%s]}"
+    mine = run + "\ngroups: {mine: {methods: [vanilla, eesd]}}"
+    overlay.write_text(mine % ("", ""))
     assert settings.load_config([overlay])["run"]["heads"] == "published"
+    # What is looked at needs its heads as well as what is measured.
+    overlay.write_text(mine % ("", "main"))
+    with pytest.raises(EesdError, match="no published head 'paper4'"):
+        settings.load_config([overlay])
+    overlay.write_text(mine % ("", "") + "\nheads: {deep4: {vocab_rows: 1024}}")
+    with pytest.raises(EesdError, match="vocab_rows is 1024, but the published head has 8192"):
+        settings.load_config([overlay])

@@ -40,7 +40,13 @@ rule bench_group:
 rule measure_hardware:
     input:
         model="resources/models/{model}",
-        modules=modules("eesd/bench/hardware.py", "eesd/decoding", "eesd/drafting/exit_head.py", "eesd/models"),
+        modules=modules(
+            *[f"eesd/bench/{name}.py" for name in ("hardware", "rounds")],
+            "eesd/control",
+            "eesd/decoding",
+            "eesd/drafting/exit_head.py",
+            "eesd/models",
+        ),
     output:
         "resources/hardware/{model}.json",
     log:

@@ -115,8 +115,8 @@ def card_files():
     return [card for model in run["models"] for card in head_files(model, run["groups"], "card.json")]
 
 
-def figure_files():
-    """Every figure of what runs, in all formats, and the page of decodes; of published tables those that are there."""
+def figure_tables():
+    """The table below results/ that every figure of what runs is drawn from, or one of them."""
     run = config["run"]
     tables = {figure: f"tables/{'engine' if figure == 'engine' else 'speedup'}.csv" for figure in FIGURES}
     for model in run["models"]:
@@ -127,13 +127,26 @@ def figure_files():
             tables[f"{model}/prediction/{group}"] = f"prediction/{model}/{group}/prediction.csv"
         for study in run["studies"]:
             tables[f"{model}/studies/{study}"] = f"studies/{model}/{study}/heads.csv"
+    return tables
 
-    def there(place):
-        return config["source"] == "run" or Path(RESULTS, place).exists()
 
-    page = ["figures/viewer.html"] if run["views"] and there("views") else []
-    drawn = [figure for figure, table in tables.items() if there(table)]
+def figure_files():
+    """Every figure of what runs, in all formats, and the page of decodes; of published tables those that are there."""
+
+    def there(*places):
+        return config["source"] == "run" or all(Path(RESULTS, place).exists() for place in places)
+
+    views = [file.removeprefix("results/") for file in settings.view_files(config)]
+    page = ["figures/viewer.html"] if views and there(*views) else []
+    drawn = [figure for figure, table in figure_tables().items() if there(table)]
     return expand("figures/{figure}.{format}", figure=drawn, format=FORMATS) + page
+
+
+def published_files():
+    """What `publish` copies beside tables and figures: what they were made from."""
+    models = config["run"]["models"]
+    tables = [f"results/{table}" for table in figure_tables().values() if not table.startswith("tables/")]
+    return [*tables, *settings.view_files(config), *(settings.cost_path(model) for model in models)]
 
 
 def question(name):

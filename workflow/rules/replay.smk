@@ -36,9 +36,15 @@ rule replay_controllers:
     input:
         traces=lambda wildcards: settings.replay_traces(config, wildcards.model, wildcards.replay),
         costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay),
-        modules=modules("eesd/replay", "eesd/control", "eesd/analysis/columns.py"),
+        modules=modules("eesd/replay", "eesd/control", *[f"eesd/analysis/{name}.py" for name in ("columns", "stats")]),
     output:
-        "results/replay/{model}/{replay}/replay.csv",
+        report(
+            "results/replay/{model}/{replay}/replay.csv",
+            caption="../report/replay.rst",
+            category=question("replay"),
+            subcategory="Tables",
+            labels={"table": "{replay}, {model}"},
+        ),
     log:
         "logs/replay/{model}/{replay}.log",
     threads: workflow.cores
@@ -57,7 +63,13 @@ rule tabulate_strips:
         costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay)[0],
         modules=modules("eesd/replay", "eesd/control", "eesd/analysis/columns.py"),
     output:
-        "results/replay/{model}/{replay}/strips.csv",
+        report(
+            "results/replay/{model}/{replay}/strips.csv",
+            caption="../report/strips.rst",
+            category=question("replay"),
+            subcategory="Tables",
+            labels={"table": "{replay}, {model}"},
+        ),
     log:
         "logs/replay/{model}/{replay}.strips.log",
     params:

@@ -9,7 +9,14 @@ rule record_view:
         heads=lambda wildcards: head_files(wildcards.model, [wildcards.group], "head.safetensors"),
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
-        modules=modules("eesd/bench/view.py", "eesd/bench/methods.py", "eesd/decoding", "eesd/drafting", "eesd/models"),
+        modules=modules(
+            *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner")],
+            "eesd/decoding",
+            "eesd/drafting",
+            "eesd/models",
+        ),
+        task_modules=lambda wildcards: task_modules([wildcards.task]),
+        controllers=lambda wildcards: modules(*settings.controller_files(config, wildcards.group)),
     output:
         "results/views/{model}/{task}/{group}.jsonl",
     log:
