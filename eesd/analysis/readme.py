@@ -19,10 +19,11 @@ from eesd.errors import EesdError
 from eesd.files import write_atomic
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
-# Folder below published/, the group that is shown, and what a reader runs to get it; what is not there is left out.
+# Folder below published/, what a reader runs to get it, the groups that are shown (the first with its acceptance), and
+# against which baselines; a run that is not there is left out.
 RUNS = (
-    ("default", "main", "make reproduce"),
-    ("best", "best", "snakemake --cores all --configfile config/best.yaml"),
+    ("default", "make reproduce", ("main",), ("vanilla", "hf_generate")),
+    ("best", "config/best.yaml", ("best", "rivals"), ("vanilla",)),
 )
 
 
@@ -40,16 +41,16 @@ def update_readme(published: Path | str, readme: Path | str) -> None:
 
 def results_block(published: Path | str) -> str:
     """Figure, speedups, acceptance and verdict of every published run, with its machine."""
-    folders = [(Path(published) / name, group, command) for name, group, command in RUNS]
-    parts = [_run(*run) for run in folders if run[0].is_dir()]
+    parts = [_run(Path(published) / name, *shown) for name, *shown in RUNS if (Path(published) / name).is_dir()]
     if not parts:
         raise EesdError(f"{published}: no published results here. `snakemake publish` writes them.")
     return "\n".join(parts)
 
 
-def _run(folder: Path, group: str, command: str) -> str:
+def _run(folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[str, ...]) -> str:
     tables = {name: pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("speedup", "acceptance", "heads")}
-    speedup = tables["speedup"][tables["speedup"]["group"] == group]
+    speedup = tables["speedup"]
+    speedup = speedup[speedup["group"].isin(groups) & speedup["baseline"].isin(baselines)]
     machine = machine_line(read_provenance(folder / "tables" / "provenance.csv"))
     return "\n".join(
         [
@@ -57,7 +58,7 @@ def _run(folder: Path, group: str, command: str) -> str:
             f"Measured on: {machine}.\n",
             f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)",
             *(section.replace("\n## ", "\n### ") for section in sections(speedup)),
-            f"\n{_acceptance(tables['acceptance'], group)}",
+            f"\n{_acceptance(tables['acceptance'], groups[0])}",
             f"\n{_agreement(tables['heads'])}",
             f"\nLosslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
         ]

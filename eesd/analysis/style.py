@@ -190,8 +190,17 @@ def _legend_columns(labels: Sequence[str], width_in: float) -> int:
     return max(1, min(len(labels), int(fitting)))
 
 
+def _settle(drawing: Figure) -> None:
+    """Lay out once, to a millionth of the figure: the solver's last digits depend on where objects lie in memory."""
+    drawing.draw_without_rendering()
+    drawing.set_layout_engine("none")
+    for axes in drawing.axes:
+        axes.set_position([round(edge, 6) for edge in axes.get_position(original=True).bounds])
+
+
 def save(drawing: Figure, stem: Path) -> list[Path]:
     """Write `stem`.pdf, .png and .svg; equal figures give equal bytes."""
+    _settle(drawing)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in METADATA]
     for path, metadata in zip(paths, METADATA.values(), strict=True):
         with atomic_path(path) as temporary:
