@@ -50,7 +50,8 @@ RC = {
 # Without these the date of drawing is in the file, and equal tables give different bytes.
 METADATA = {"pdf": {"CreationDate": None}, "png": {}, "svg": {"Date": None}}
 
-# Okabe-Ito, which stays apart for colour-blind readers. Names that are not here get one of OTHERS by their own hash.
+# Okabe-Ito and Tol's muted scheme, which stay apart for colour-blind readers. Names that are not here get one of OTHERS
+# by their own hash.
 METHOD_COLORS = {
     "vanilla": "#7f7f7f",
     "hf_generate": "#b0a58f",
@@ -58,6 +59,24 @@ METHOD_COLORS = {
     "eesd_paper": "#cc79a7",
     "eesd_cali": "#e69f00",
     "eesd_cost": "#009e73",
+    "eesd_tree": "#8c510a",
+    "kangaroo": "#228833",
+    "hf_heuristic": "#cc6677",
+    "confidence": "#56b4e9",
+    "svip": "#882255",
+    "draft_verify": "#332288",
+    "adaedl": "#999933",
+    "acceptance_product": "#44aa99",
+    "ucb": "#aa4499",
+    "exp3": "#661100",
+    "lookup": "#0072b2",
+    "hf_lookup": "#8db3d1",
+    "early_exit": "#117733",
+    "hf_early_exit": "#9cc5a7",
+    "self_sd": "#ddaa33",
+    "medusa": "#aa3377",
+    "medusa_tree": "#ee6677",
+    "medusa_typical": "#f4a8b4",
 }
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#332288", "#882255", "#999933")
 PART_COLORS = {"prefill": "#bbbbbb", "draft": "#e69f00", "verify": "#0072b2", "control": "#d55e00", "other": "#56b4e9"}
@@ -73,6 +92,18 @@ METHOD_LABELS = {
     "medusa_tree": "Medusa, tree",
     "medusa_typical": "Medusa, typical",
     "eesd_tree": "EESD, tree",
+    "tree_verify": "tree, Draft & Verify",
+    "kangaroo": "Kangaroo",
+    "hf_heuristic": "HF heuristic",
+    "svip": "SVIP",
+    "draft_verify": "Draft & Verify",
+    "adaedl": "AdaEDL",
+    "acceptance_product": "acceptance product",
+    "ucb": "UCB",
+    "exp3": "EXP3",
+    "early_exit": "early exit",
+    "hf_early_exit": "HF early exit",
+    "self_sd": "Self-SD",
 }
 TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
 BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}
@@ -91,16 +122,16 @@ def method_color(name: str) -> str:
     """Colour of a method: the same in every figure, whatever else is drawn."""
     if name in METHOD_COLORS:
         return METHOD_COLORS[name]
-    if match := re.fullmatch(r"static_k(\d+)", name):
-        share = 0.35 + 0.055 * min(int(match[1]), 10)  # longer static drafts are darker blues
-        return matplotlib.colors.to_hex(matplotlib.colormaps["Blues"](share))
+    if match := re.fullmatch(r"(static|tree)_k(\d+)", name):
+        share = 0.35 + 0.055 * min(int(match[2]), 10)  # longer drafts are darker
+        return matplotlib.colors.to_hex(matplotlib.colormaps["Blues" if match[1] == "static" else "Purples"](share))
     return OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
 
 
 def method_label(name: str) -> str:
     """Name of a method for reading; unknown names stay as they are."""
-    match = re.fullmatch(r"static_k(\d+)", name)
-    return f"static k = {match[1]}" if match else METHOD_LABELS.get(name, name)
+    match = re.fullmatch(r"(static|tree)_k(\d+)", name)
+    return f"{match[1]} k = {match[2]}" if match else METHOD_LABELS.get(name, name)
 
 
 def task_label(name: str) -> str:

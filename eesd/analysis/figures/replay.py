@@ -21,36 +21,17 @@ from eesd.analysis.order import sort_frame
 from eesd.errors import EesdError
 
 ORACLE, STATIC = "oracle", "static"
+# A rule is named and coloured as the method that uses it.
+METHODS = {"beta_ts": "eesd", "cali_ts": "eesd_cali", "cost_ts": "eesd_cost"}
+RULES = ("hf_heuristic", "confidence", "svip", "draft_verify", "adaedl", "acceptance_product", "ucb", "exp3")
 LABELS = {
-    "oracle": "oracle",
-    "static": "static",
-    "hf_heuristic": "HF heuristic",
-    "confidence": "confidence",
-    "svip": "SVIP",
-    "draft_verify": "Draft & Verify",
-    "adaedl": "AdaEDL",
-    "acceptance_product": "acceptance product",
-    "ucb": "UCB",
-    "exp3": "EXP3",
-    "beta_ts": "Beta-TS",
-    "cali_ts": "Cali-TS",
-    "cost_ts": "Cost-TS",
+    **{rule: style.method_label(rule) for rule in RULES},
+    **{rule: style.method_label(method).removeprefix("EESD, ") for rule, method in METHODS.items()},
 }
-# Ours and the paper's stand out, rules of thumb and bandits stay apart for colour-blind readers.
 COLORS = {
-    "oracle": "#000000",
-    "static": "#0072b2",
-    "beta_ts": "#d55e00",
-    "cali_ts": "#e69f00",
-    "cost_ts": "#009e73",
-    "hf_heuristic": "#cc79a7",
-    "confidence": "#56b4e9",
-    "svip": "#882255",
-    "draft_verify": "#332288",
-    "adaedl": "#999933",
-    "acceptance_product": "#44aa99",
-    "ucb": "#aa4499",
-    "exp3": "#777777",
+    ORACLE: "#000000",
+    STATIC: "#0072b2",
+    **{rule: style.method_color(METHODS.get(rule, rule)) for rule in (*RULES, *METHODS)},
 }
 VANILLA = {"color": "0.55", "linewidth": 0.8, "linestyle": (0, (1, 1.5))}
 
@@ -108,7 +89,7 @@ def draw_regret(tables_dir: Path) -> Figure:
         raise EesdError(
             f"{tables_dir / 'replay.csv'}: no controller beside the oracle, so there is nothing to compare."
         )
-    order.insert(0, LABELS[ORACLE])
+    order.insert(0, ORACLE)
     color = {label: COLORS.get(name, "0.4") for name, label in zip(table["controller"], table["label"], strict=True)}
     band = style.Band(table["hardware"].iloc[0], [title for title, _ in panels], style.LINE_IN * len(order))
     drawing, axes = style.grid([band])
