@@ -60,6 +60,7 @@ METHOD_COLORS = {
     "eesd_cali": "#e69f00",
     "eesd_cost": "#009e73",
     "eesd_tree": "#8c510a",
+    "tree_verify": "#c51b7d",
     "kangaroo": "#228833",
     "hf_heuristic": "#cc6677",
     "confidence": "#56b4e9",

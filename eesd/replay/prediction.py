@@ -188,7 +188,14 @@ def _measured(row: Mapping[str, Any]) -> float:
 def describe(table: pd.DataFrame) -> str:
     """How far off the predictions are, in one line for each kind of error."""
     lines = [f"{len(table)} rows, {table['rounds'].sum()} rounds: live and replay agree in all of them."]
-    for column, name in (("error", "seconds"), ("paired_error", "seconds, the machine's speed in the unit taken out")):
-        median, high = table[column].abs().quantile([0.5, 0.9])
-        lines.append(f"error of {name}: median {100 * median:.1f} %, 90th percentile {100 * high:.1f} %")
+    drafting = table[table["method"] != BASELINE]
+    kinds = {
+        "seconds": table["error"],
+        "seconds, the machine's speed in the unit taken out": table["paired_error"],
+        "the speedup over vanilla": drafting["predicted_speedup"] / drafting["measured_speedup"] - 1,
+    }
+    for name, errors in kinds.items():
+        median, high = errors.abs().quantile([0.5, 0.9])
+        said = f"error of {name}: median {100 * median:.1f} %, 90th percentile {100 * high:.1f} %"
+        lines.append(f"{said}; {100 * errors.median():+.1f} % in the median")
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def costs(folder: Path, device: str, **changes) -> Path:
 
 def test_prediction_tells_both_errors_and_counts(tables_dir: Path, tmp_path: Path) -> None:
     text = svg("prediction", tables_dir)
-    for words in ("paired:", "seconds:", "ASDiv (n = 2)", "static k = 2"):
+    for words in ("speedup:", "paired:", "seconds:", "ASDiv (n = 2)", "static k = 2"):
         assert words in text
     table = pd.read_csv(tables_dir / "prediction.csv")
     table[table["method"] == "vanilla"].to_csv(tmp_path / "prediction.csv", index=False)

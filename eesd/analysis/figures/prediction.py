@@ -41,7 +41,7 @@ def draw_prediction(tables_dir: Path) -> Figure:
 
 
 def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[float, float]) -> None:
-    """Predicted against measured speedup in each unit, the diagonal, and both kinds of error in numbers."""
+    """Predicted against measured speedup in each unit, the diagonal, and all kinds of error in numbers."""
     for method, part in by(own, "method"):
         look = {"s": 7, "linewidths": 0, "alpha": 0.8, "color": style.method_color(method)}
         panel.scatter(part["measured_speedup"], part["predicted_speedup"], label=style.method_label(method), **look)
@@ -49,8 +49,9 @@ def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[flo
     panel.set_xlim(*ends)
     panel.set_ylim(*ends)
     lines = []
-    for name, column in (("paired", "paired_error"), ("seconds", "error")):
-        median, high = 100 * own[column].abs().quantile([0.5, 0.9])
+    speedup = own["predicted_speedup"] / own["measured_speedup"] - 1
+    for name, errors in (("speedup", speedup), ("paired", own["paired_error"]), ("seconds", own["error"])):
+        median, high = 100 * errors.abs().quantile([0.5, 0.9])
         lines.append(f"{name}: {median:.1f} %, 90 % below {high:.1f} %")
     place = {"xy": (0.03, 0.97), "xycoords": "axes fraction", "va": "top", "fontsize": 6}
     panel.annotate("median error\n" + "\n".join(lines), **place)
