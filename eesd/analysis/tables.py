@@ -158,15 +158,13 @@ def _comparisons(frame: pd.DataFrame) -> dict[str, Records]:
     """Methods of every (model, task, group) against each other, and their ranks."""
     tables: dict[str, Records] = {"comparisons": [], "ranking": []}
     for key, cell in frame.groupby(CELL, sort=False):
+        where = {**dict(zip(CELL, key, strict=True)), "dataset": cell["dataset"].iloc[0]}
         lossy = set(cell.loc[cell["lossy"].astype(bool), "method"])
         compared = comparison_records(cell)
         for table, records in (("comparisons", compared), ("ranking", ranking_records(cell, compared))):
             for record in records:
-                facts = {
-                    "dataset": cell["dataset"].iloc[0],
-                    "lossy": bool(lossy & {record["method"], record.get("other")}),
-                }
-                tables[table].append({**dict(zip(CELL, key, strict=True)), **record, **facts})
+                changes = not lossy.isdisjoint((record["method"], record.get("other")))
+                tables[table].append({**where, **record, "lossy": changes})
     return tables
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from eesd.decoding import sampling
+from eesd.errors import EesdError
 
 # (weight, law [outcomes]) -> the weight of every outcome.
 Split = Callable[[float, np.ndarray], np.ndarray]
@@ -62,7 +63,7 @@ class Chance:
     def rand(self, *size: Any, **options: Any) -> Uniform:
         """In place of `torch.rand` for one number."""
         if size not in ((), ((),)):
-            raise NotImplementedError(f"torch.rand of size {size}: only single uniform numbers can be enumerated")
+            raise EesdError(f"torch.rand of size {size} has no countable outcomes: draw one number at a time.")
         return Uniform(self)
 
 

@@ -76,10 +76,10 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
             bar.set_postfix_str(f"{shard.task} {tokens / seconds:.0f} tokens/s", refresh=False)
             bar.update(tokens * train if budget else 1)
     # Shards beyond the budget are left over from a run with a larger one.
-    for stale in {file.name for file in work.glob("*.safetensors")} - {
-        f"{shard.name}.safetensors" for shard in present
-    }:
-        (work / stale).unlink()
+    names = {shard.name for shard in present}
+    for file in work.glob("*.safetensors"):
+        if file.stem not in names:
+            file.unlink()
     write_atomic(work / "corpus.json", json.dumps(_summary(work, present, settings, fingerprint(model_dir)), indent=2))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work, out)

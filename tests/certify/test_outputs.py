@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from eesd.bench.compare import Judge
 from eesd.certify.outputs import check_outputs
 from eesd.cli import app
 from eesd.decoding.generate import generate
@@ -58,6 +59,17 @@ def test_a_different_output_is_named_and_ends_with_status_1(model, vanilla, tmp_
     assert "row 2: different at output token 4" in result.output
     assert "float64 logits" in result.output
     assert "1 identical, 0 tie, 1 different" in result.output
+
+
+def test_an_exact_row_has_no_ties_but_another_library_may(model, vanilla, tmp_path, monkeypatch):
+    monkeypatch.setattr(Judge, "_evidence", lambda *_: ((1.0, 1.0), 0.5))  # equal logits: a tie by rounding
+    other = [[(token + 1) % 257 for token in tokens] for tokens in vanilla]
+    kinds = [one.kind for one in check_outputs(write(tmp_path / "a.jsonl", other), model)]
+    assert kinds == ["tie", "tie"]
+    with pytest.raises(EesdError, match="2 of 2 outputs differ"):
+        check_outputs(write(tmp_path / "b.jsonl", other, exact=True), model)
+    path = write(tmp_path / "c.jsonl", other, exact=True, settings={"peer": "hf_generate"})
+    assert [one.kind for one in check_outputs(path, model)] == ["tie", "tie"]
 
 
 def test_a_pair_of_files(model, vanilla, tmp_path):

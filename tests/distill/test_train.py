@@ -109,6 +109,25 @@ def test_interrupted_corpus_goes_on_without_repeating_shards(model, settings, co
             assert torch.equal(tensor, again[name])
 
 
+def test_a_smaller_budget_leaves_the_shards_beyond_it_out(model, settings, corpus, tmp_path, monkeypatch):
+    out, names = tmp_path / "some", []
+    original = corpus_module._summary
+
+    def failing(*args):
+        names.extend(shard.name for shard in args[1])
+        if len(names) == 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(corpus_module, "_summary", failing)
+    with pytest.raises(KeyboardInterrupt):
+        generate_corpus(model, settings, out)
+    generate_corpus(model, {**settings, "tokens": 1}, out)
+    index = json.loads((out / "corpus.json").read_text())
+    assert len(index["shards"]) == 3 and sum(entry["split"] == "train" for entry in index["shards"].values()) == 1
+    assert {file.stem for file in out.glob("*.safetensors")} == set(index["shards"])
+
+
 def test_a_task_with_few_prompts_answers_them_again(model, settings, tmp_path):
     asked = {**settings, "train_answers": 100, "temperatures": [0.0, 0.8, 0.8], "batch": 6, "max_new_tokens": 4}
     generate_corpus(model, asked, tmp_path / "all")

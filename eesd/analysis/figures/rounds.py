@@ -1,6 +1,7 @@
 """Figures that explain a speedup by its rounds: what a round costs against what it yields, and what it throws away.
 
-A row of panels is one (model, group), a panel is one task, a point is one method that drafts.
+A row of panels is one (model, group), a panel is one task, a point is one method, vanilla among
+them.
 """
 
 from __future__ import annotations
