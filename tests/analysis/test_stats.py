@@ -60,17 +60,17 @@ def test_expanded_level_approaches_95_percent() -> None:
     assert expanded_level(100_000) == pytest.approx(0.95, abs=1e-4)
 
 
-@pytest.mark.parametrize("n_items", [10, 20])
-def test_interval_covers_the_true_speedup(n_items: int) -> None:
-    """400 simulated runs with items of random length and speedup: 95 % intervals hold the truth in 92-98 %."""
+@pytest.mark.parametrize(("n_items", "least"), [(10, 0.92), (20, 0.93), (40, 0.93)])
+def test_interval_covers_the_true_speedup(n_items: int, least: float) -> None:
+    """2,000 simulated runs with items of random length and speedup: how often a 95 % interval holds the truth."""
     truth = 1 / np.mean(_seconds(np.random.default_rng(1), 1_000_000, 1.0))
     rng = np.random.default_rng(2)
     hits = 0
-    for _ in range(400):
+    for _ in range(2000):
         tokens = rng.integers(20, 129, n_items).astype(float)
         found = paired_speedup(range(n_items), tokens, _seconds(rng, n_items, tokens), tokens, tokens, n_resamples=999)
         hits += found.low <= truth <= found.high
-    assert 0.92 <= hits / 400 <= 0.98
+    assert least <= hits / 2000 <= 0.97
 
 
 def _seconds(rng: np.random.Generator, n_items: int, tokens: np.ndarray | float) -> np.ndarray:
