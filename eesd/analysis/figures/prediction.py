@@ -31,7 +31,7 @@ def draw_prediction(tables_dir: Path) -> Figure:
     bands = [style.Band(band.title, band.tasks, 1.9) for band in bands]
     drawing, axes = style.grid(bands, labels)
     values = table[["measured_speedup", "predicted_speedup"]].to_numpy()
-    ends = 0.95 * values.min(), 1.05 * values.max()
+    ends = 0.95 * values.min(), 1.2 * values.max()  # room for the words above the points
     for band, (_, part), row in zip(bands, contents, axes, strict=True):
         for task, panel in zip(band.tasks, row, strict=True):
             _prediction_panel(panel, part[part["task"] == task], task, ends)
