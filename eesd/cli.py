@@ -110,12 +110,19 @@ def corpus(model: Model, settings: Settings, out: Out) -> None:
 
 @app.command()
 def train(
-    model: Model, corpus: Annotated[Path, typer.Option(help="folder of a corpus")], settings: Settings, out: Out
+    model: Model,
+    corpus: Annotated[Path, typer.Option(help="folder of a corpus")],
+    settings: Annotated[list[str], typer.Option(help="JSON object of a head, as the workflow passes it; one for each")],
+    out: Annotated[list[Path], typer.Option(help="folder of a head; as many as settings, in the same order")],
 ) -> None:
-    """Train a draft head on a corpus."""
-    from eesd.distill.train import train_head
+    """Train a draft head on a corpus, or several in one pass."""
+    from eesd.distill.train import train_heads
 
-    train_head(model, corpus, _settings(settings), out)
+    if len(settings) != len(set(out)):
+        raise EesdError(
+            f"{len(settings)} --settings, but {len(set(out))} folders --out. Give one of each for every head."
+        )
+    train_heads(model, corpus, dict(zip(out, map(_settings, settings), strict=True)))
 
 
 @app.command()

@@ -117,7 +117,9 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`: states for every exit head defined on it and for the studies that run."""
+    """Settings of `corpus`: with states stored, for every exit head defined on it and for the studies that run."""
+    if config["corpora"].get(corpus, {}).get("states") == "recomputed":
+        return plain({**_entry(config, "corpus", corpus), "exit_layers": [], **_data(config)})
     heads = [head for head in config["heads"].values() if head["corpus"] == corpus]
     layers = sorted({head["exit_layer"] for head in heads if head["kind"] == "exit_layer"})
     return plain({**_entry(config, "corpus", corpus), "exit_layers": layers, **_data(config)})

@@ -53,7 +53,7 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     final = torch.zeros(*shape, target.config.hidden_size, device=device)
     states = torch.zeros_like(final) if exit_layer else None
     top = traces[0].teacher_ids.shape[1]
-    ids, probs = torch.zeros(*shape, top, dtype=torch.long), torch.zeros(*shape, top)
+    ids, probs = torch.zeros(*shape, top, dtype=torch.long, device=device), torch.zeros(*shape, top, device=device)
     tokens = torch.zeros(shape, dtype=torch.long)
     for row, (trace, length) in enumerate(zip(traces, lengths, strict=True)):
         if states is not None:
@@ -73,8 +73,8 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
         int(begins.min()),
         begins,
         torch.tensor(lengths, device=device),
-        ids.to(device),
-        probs.to(device),
+        ids,
+        probs,
         tokens.to(device),
     )
 

@@ -8,6 +8,9 @@ calibration split are what a head is calibrated on, those of the evaluation spli
 
 With `text: reference` the training part holds the tasks' own answers, read by the target and not written by it; that is
 training without self-distillation. Heads are still calibrated and judged on what the target writes.
+
+With `states: recomputed` it holds the texts alone, a thousandth of the space, for heads of any exit layer: training
+runs the whole target on every batch, which a GPU does faster than a disk reads.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
 from eesd.tasks.base import Item
+
+TEACHER = ("teacher_ids", "teacher_probs")
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def _generate_shard(
     path: Path, shard: Shard, target: Transformer, settings: Mapping[str, Any], stop: Collection[int], seed: int
 ) -> None:
     began = perf_counter()
-    layers = [*settings["exit_layers"], target.config.num_layers]
+    layers = [*settings["exit_layers"], target.config.num_layers] if settings["states"] == "stored" else []
     if shard.answers is not None:
         traces = record_given(target, shard.prompts, shard.answers, layers)
     else:
@@ -184,13 +189,18 @@ def _save_shard(path: Path, shard: Shard, traces: list[Trace], seconds: float) -
     tensors = {
         "lengths": torch.tensor([[t.prompt_tokens, len(t.tokens)] for t in traces], dtype=torch.int32),
         "tokens": torch.cat([t.tokens for t in traces]),
-        "teacher_ids": torch.cat([t.teacher_ids for t in traces]),
-        "teacher_probs": torch.cat([t.teacher_probs for t in traces]),
     }
+    if traces[0].teacher_ids is not None:
+        for name in TEACHER:
+            tensors[name] = torch.cat([getattr(t, name) for t in traces])
     for layer in traces[0].states:
         tensors[f"states.{layer}"] = torch.cat([t.states[layer] for t in traces])
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"task": shard.task, "split": shard.split, "seconds": f"{seconds:.3f}"})
+        save_file(
+            {name: t.cpu() for name, t in tensors.items()},
+            temporary,
+            {"task": shard.task, "split": shard.split, "seconds": f"{seconds:.3f}"},
+        )
 
 
 def _shard_facts(path: Path) -> tuple[int, float]:
@@ -231,7 +241,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 def read_corpus(folder: Path, layers: Sequence[int], split: str) -> dict[str, list[Trace]]:
     """Traces of one split by task, with the states of these layers only; they stay on disk until they are used.
 
-    Raises EesdError when the corpus is incomplete or does not hold a layer.
+    Traces are texts alone where the corpus holds no states. Raises EesdError when the corpus is incomplete or holds
+    states, but not those of a layer.
     """
     traces: dict[str, list[Trace]] = {}
     for name, entry in read_index(folder)["shards"].items():
@@ -239,12 +250,12 @@ def read_corpus(folder: Path, layers: Sequence[int], split: str) -> dict[str, li
             with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
                 stored = sorted(int(key[7:]) for key in file.keys() if key.startswith("states."))  # noqa: SIM118
                 for layer in layers:
-                    if layer not in stored:
+                    if stored and layer not in stored:
                         raise EesdError(
                             f"{folder}: holds states of layers {stored}, not {layer}. Generate the corpus with that "
                             "layer."
                         )
-                traces.setdefault(entry["task"], []).extend(_split_shard(file, layers))
+                traces.setdefault(entry["task"], []).extend(_split_shard(file, layers if stored else []))
     return traces
 
 
@@ -252,17 +263,15 @@ def _split_shard(file: Any, layers: Sequence[int]) -> list[Trace]:
     """Undo `_save_shard` for some layers."""
     lengths = file.get_tensor("lengths").tolist()
     totals = [total for _, total in lengths]
-    outputs = [total - prompt for prompt, total in lengths]
-    states = [file.get_tensor(f"states.{layer}").split([total - 1 for total in totals]) for layer in layers]
-    parts = zip(
-        lengths,
-        file.get_tensor("tokens").split(totals),
-        zip(*states, strict=True),
-        file.get_tensor("teacher_ids").split(outputs),
-        file.get_tensor("teacher_probs").split(outputs),
-        strict=True,
-    )
-    return [
-        Trace(prompt, tokens, dict(zip(layers, rows, strict=True)), ids, probs)
-        for (prompt, _), tokens, rows, ids, probs in parts
-    ]
+    texts = zip(lengths, file.get_tensor("tokens").split(totals), strict=True)
+    traces = [Trace(prompt, tokens) for (prompt, _), tokens in texts]
+    for layer in layers:
+        for trace, states in zip(
+            traces, file.get_tensor(f"states.{layer}").split([n - 1 for n in totals]), strict=True
+        ):
+            trace.states[layer] = states
+    if layers:
+        for name in TEACHER:
+            for trace, part in zip(traces, file.get_tensor(name).split([t.answer_tokens for t in traces]), strict=True):
+                setattr(trace, name, part)
+    return traces

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eesd.distill.batches import in_order, make_batch
+from eesd.distill.batches import in_order
 from eesd.distill.heads import Student
 from eesd.distill.losses import expected_acceptance
 from eesd.distill.record import Trace
@@ -34,7 +34,7 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
     for part in in_order(traces, BATCH):
-        batch = make_batch(part, student.exit_layer, student.target)
+        batch = student.batch(part)
         alive = None
         positions = torch.arange(batch.final.shape[1], device=student.target.device)
         for step, (where, logits) in enumerate(student.predictions(batch, CHAIN)):
@@ -64,7 +64,7 @@ def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tens
     """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
     found = []
     for part in in_order(traces, BATCH):
-        batch = make_batch(part, student.exit_layer, student.target)
+        batch = student.batch(part)
         alive = None
         for where, logits in student.predictions(batch, POSITIONS):
             right = torch.zeros_like(where)
@@ -86,7 +86,7 @@ def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list
     hits = torch.zeros(POSITIONS, CANDIDATES, dtype=torch.float64)
     counts = [0] * POSITIONS
     for part in in_order(traces, BATCH):
-        batch = make_batch(part, student.exit_layer, student.target)
+        batch = student.batch(part)
         for step, (where, logits) in enumerate(student.predictions(batch, POSITIONS)):
             rows = student.rows[batch.teacher_ids[where][:, 0]]
             best = logits.topk(min(CANDIDATES, logits.shape[-1]), -1).indices

@@ -8,14 +8,14 @@ for depth, (where, logits) in enumerate(student.predictions(batch, depth=3), 1):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eesd.distill.batches import Batch
+from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
 from eesd.distill.record import Trace
 from eesd.distill.rollout import rollout
@@ -25,12 +25,19 @@ from eesd.errors import EesdError, unknown
 from eesd.models.transformer import Transformer
 
 INITS = ("last", "same", "lens")
+Complete = Callable[[Sequence[Trace]], Sequence[Trace]]
+
+
+def as_they_are(traces: Sequence[Trace]) -> Sequence[Trace]:
+    """Traces of a corpus that holds their states."""
+    return traces
 
 
 class Student(ABC):
     """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all).
 
-    init, context: as in the head's card. tied: name of the output head's weight, which is not stored when it is tied.
+    complete: gives traces the states and labels that their corpus does not hold. init, context: as in the head's card.
+    tied: name of the output head's weight, which is not stored when it is tied.
     """
 
     module: nn.Module
@@ -40,8 +47,14 @@ class Student(ABC):
     context: str
     tied: str
 
-    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
-        self.settings, self.target = settings, target
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        target: Transformer,
+        traces: Sequence[Trace],
+        complete: Complete = as_they_are,
+    ) -> None:
+        self.settings, self.target, self.complete = settings, target, complete
         self.exit_layer = self.exits_after(settings)
         vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
@@ -51,6 +64,10 @@ class Student(ABC):
     def exits_after(cls, settings: Mapping[str, Any]) -> int:
         """The layer whose states such a head reads; 0: none, only the final ones."""
         return 0
+
+    def batch(self, traces: Sequence[Trace]) -> Batch:
+        """What such a head learns from, of some traces."""
+        return make_batch(self.complete(traces), self.exit_layer, self.target)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -86,8 +103,14 @@ class ExitStudent(Student):
 
     tied = "head.weight"
 
-    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
-        super().__init__(settings, target, traces)
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        target: Transformer,
+        traces: Sequence[Trace],
+        complete: Complete = as_they_are,
+    ) -> None:
+        super().__init__(settings, target, traces, complete)
         self.init, self.context = settings["init"], settings["context"]
         init, deep = self.init, self.context == "verified"
         if init not in INITS:
@@ -103,7 +126,7 @@ class ExitStudent(Student):
             if deep:
                 head.fuse.weight.zero_()
             if init == "lens":
-                weight, bias = fit_lens(traces, self.exit_layer, target, deep)
+                weight, bias = fit_lens(traces, self.exit_layer, target, deep, self.complete)
                 head.estimate.weight.zero_()
                 head.estimate.weight[:, : weight.shape[1]] = weight
                 head.estimate.bias.copy_(bias)
@@ -132,8 +155,14 @@ class MedusaStudent(Student):
 
     init, context, tied = "output", "verified", "outputs.0.weight"
 
-    def __init__(self, settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> None:
-        super().__init__(settings, target, traces)
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        target: Transformer,
+        traces: Sequence[Trace],
+        complete: Complete = as_they_are,
+    ) -> None:
+        super().__init__(settings, target, traces, complete)
         self.depth, tied = settings["medusa_heads"], settings["output_head"] == "tied"
         config = target.config
         self.module = heads = MedusaHeads(config.hidden_size, config.vocab_size, self.vocabulary, self.depth, tied)
@@ -165,18 +194,20 @@ def student_kind(settings: Mapping[str, Any]) -> type[Student]:
     return STUDENTS[settings["kind"]]
 
 
-def make_student(settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace]) -> Student:
+def make_student(
+    settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace], complete: Complete = as_they_are
+) -> Student:
     """The untrained head that these settings describe."""
     if not traces:
         raise EesdError("The corpus has no training traces. Raise its train_answers.")
-    return student_kind(settings)(settings, target, traces)
+    return student_kind(settings)(settings, target, traces, complete)
 
 
 def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:
     """Token ids [rows] of the draft vocabulary in increasing order, or None for `full`.
 
     The most frequent tokens of the generated text; where the text has fewer different ones, those the teacher gave
-    most mass.
+    most mass, if it was recorded.
     """
     if rows == "full" or rows >= vocab_size:
         return None
@@ -184,7 +215,8 @@ def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int)
     for trace in traces:
         written = trace.tokens[trace.prompt_tokens :].long()
         counts.index_add_(0, written, torch.ones(len(written), dtype=torch.float64))
-        mass.index_add_(0, trace.teacher_ids.flatten().long(), trace.teacher_probs.flatten().double())
+        if trace.teacher_ids is not None:
+            mass.index_add_(0, trace.teacher_ids.flatten().long(), trace.teacher_probs.flatten().double())
     # A count outweighs any mass, which is below 1 once normalised.
     return (counts + mass / (mass.sum() + 1)).topk(rows).indices.sort().values
 

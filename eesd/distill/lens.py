@@ -9,7 +9,7 @@ position before. (The idea of reading early states through an affine map is the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +21,30 @@ from eesd.models.transformer import Transformer
 # Of the mean variance of the inputs: enough to keep rare directions from being fitted to noise.
 RIDGE = 1e-3
 CHUNK = 64
+# Generated tokens that are enough for the map: hundreds for each of its inputs.
+ENOUGH = 500_000
 
 
 @torch.inference_mode()
-def fit_lens(traces: Sequence[Trace], exit_layer: int, target: Transformer, deep: bool) -> tuple[Tensor, Tensor]:
+def fit_lens(
+    traces: Sequence[Trace],
+    exit_layer: int,
+    target: Transformer,
+    deep: bool,
+    complete: Callable[[Sequence[Trace]], Sequence[Trace]] = lambda traces: traces,
+) -> tuple[Tensor, Tensor]:
     """Weight [hidden, inputs] and bias [hidden] with the least squared error over the generated positions.
 
-    inputs: the state at the exit, then (deep) the context, hidden each.
+    inputs: the state at the exit, then (deep) the context, hidden each. complete: gives traces their states. Of a large
+    corpus every so many-th trace is taken.
     """
+    traces = traces[:: max(1, sum(trace.answer_tokens for trace in traces) // ENOUGH)]
     size = target.config.hidden_size
     count = (2 if deep else 1) * size + 1
     gram = torch.zeros(count, count, dtype=torch.float64)
     moment = torch.zeros(count, size, dtype=torch.float64)
     for start in range(0, len(traces), CHUNK):
-        parts = [_pairs(trace, exit_layer, target, deep) for trace in traces[start : start + CHUNK]]
+        parts = [_pairs(trace, exit_layer, target, deep) for trace in complete(traces[start : start + CHUNK])]
         x, y = (torch.cat(rows) for rows in zip(*parts, strict=True))
         x = F.pad(x, (0, 1), value=1.0)
         # Sums of float32 products in float64: exact enough, at four times the speed of float64 products.

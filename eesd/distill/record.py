@@ -1,7 +1,9 @@
-"""Batched generation that leaves behind what a head is trained on, in the same pass; or the same of given answers.
+"""Batched generation that leaves behind what a head is trained on, in the same pass; or the same of given texts.
 
     traces = record_batch(target, prompts, layers=(4, 30), max_new_tokens=128, temperatures=[0], eos={2}, seed=0)
     traces = record_given(target, prompts, answers, layers=(4, 30))
+    texts = record_batch(target, prompts, layers=(), ...)       # the tokens alone: a thousandth of the space
+    traces = reread(target, texts, layers=(4, 30))
 
 Batches are ragged: row b's token t lies in cache slot t whatever the other rows do, and a query sees the slots up to
 its own, so padding behind a short prompt is overwritten before anything can look at it. Finished rows are retired.
@@ -10,7 +12,7 @@ its own, so padding behind a short prompt is overwritten before anything can loo
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from eesd.models.transformer import Transformer
 TEACHER_TOP = 64
 # Retiring rows copies the cache; worth it once this share of the rows is done.
 RETIRE_SHARE = 0.25
+# Positions whose laws over the vocabulary are held at once.
+LAWS = 4096
 
 
 @dataclass
@@ -31,14 +35,19 @@ class Trace:
 
     tokens [T] int32. states: number of layers -> [T - 1, hidden] float16, the state of every token that was fed.
     teacher_ids [T - prompt_tokens, 64] int32 and teacher_probs (float16): the target's most probable next tokens at
-    each position of the answer, at temperature 1, most probable first.
+    each position of the answer, at temperature 1, most probable first. A text alone has neither.
     """
 
     prompt_tokens: int
     tokens: Tensor
-    states: dict[int, Tensor]
-    teacher_ids: Tensor
-    teacher_probs: Tensor
+    states: dict[int, Tensor] = field(default_factory=dict)
+    teacher_ids: Tensor | None = None
+    teacher_probs: Tensor | None = None
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.tokens) - self.prompt_tokens
 
 
 class _Recorder:
@@ -51,10 +60,13 @@ class _Recorder:
         self.teacher: list[tuple[Tensor, Tensor]] = []
 
     def trace(self) -> Trace:
+        tokens = torch.tensor(self.tokens, dtype=torch.int32)
+        if not self.teacher:
+            return Trace(self.prompt_tokens, tokens)
         ids, probs = zip(*self.teacher, strict=True)
         return Trace(
             self.prompt_tokens,
-            torch.tensor(self.tokens, dtype=torch.int32),
+            tokens,
             {n: torch.cat(parts) for n, parts in self.states.items()},
             torch.stack(ids).to("cpu", torch.int32),
             torch.stack(probs).to("cpu", torch.float16),
@@ -73,8 +85,8 @@ def record_batch(
 ) -> list[Trace]:
     """Continue every prompt once at each temperature (0: greedily), all at once; traces prompt by prompt.
 
-    States are recorded after each of the `layers`, of which `num_layers` are the final ones. Every output has at least
-    one token.
+    States are recorded after each of the `layers`, of which `num_layers` are the final ones; without any layer, nothing
+    but the text. Every output has at least one token.
     """
     device = target.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -97,11 +109,19 @@ def record_batch(
     live: list[int | None] = list(range(len(recorders)))  # recorder of every batch row; None once it is finished
     for step in range(max_new_tokens):
         for n, layer_states in states.items():
-            stored = _storable(n, layer_states)
+            stored = _storable(n, layer_states).cpu()
             for row, owner in enumerate(live):
                 if owner is not None:
                     recorders[owner].states[n].append(stored[row, : counts[owner] if step == 0 else 1])
-        tokens = _next_tokens(target.logits(final), heat, generator, live, recorders)
+        logits = target.logits(final).float()
+        if layers:
+            teacher = _teacher(logits)
+        tokens = _next_tokens(logits, heat, generator)
+        for row, owner in enumerate(live):
+            if owner is not None:
+                recorders[owner].tokens.append(tokens[row])
+                if layers:
+                    recorders[owner].teacher.append((teacher[0][row], teacher[1][row]))
         if step == max_new_tokens - 1:
             break
         live = [None if owner is None or token in eos else owner for owner, token in zip(live, tokens, strict=True)]
@@ -117,44 +137,53 @@ def record_batch(
     return [recorder.trace() for recorder in recorders]
 
 
-@torch.inference_mode()
 def record_given(
     target: Transformer, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> list[Trace]:
-    """What the target computes while it reads each prompt and its answer, of one token or more."""
-    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    """What the target computes while it reads each prompt and its answer, of one token or more; `layers` as above."""
+    texts = [
+        Trace(len(prompt), torch.tensor([*prompt, *answer], dtype=torch.int32))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return reread(target, texts, layers) if layers else texts
+
+
+@torch.inference_mode()
+def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -> list[Trace]:
+    """The same texts with states after each of the `layers` and the teacher's labels, all on the target's device."""
     # The last token is predicted and not fed.
-    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(text[:-1]) for text in texts], batch_first=True)
-    cache = target.new_cache(padded.shape[1], batch=len(texts))
-    states, final = _run_by_exits(target, target.embed(padded.to(target.device)), layers, cache, 0)
+    fed = torch.nn.utils.rnn.pad_sequence([text.tokens[:-1].long() for text in texts], batch_first=True)
+    cache = target.new_cache(fed.shape[1], batch=len(texts))
+    states, final = _run_by_exits(target, target.embed(fed.to(target.device)), layers, cache, 0)
     stored = {n: _storable(n, layer_states) for n, layer_states in states.items()}
-    traces = []
-    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        ids, probs, _ = _teacher(target.logits(final[row, len(prompt) - 1 : len(text) - 1]))
-        traces.append(
-            Trace(
-                len(prompt),
-                torch.tensor(text, dtype=torch.int32),
-                {n: layer_states[row, : len(text) - 1] for n, layer_states in stored.items()},
-                ids.to("cpu", torch.int32),
-                probs.to("cpu", torch.float16),
-            )
+    answers = [slice(text.prompt_tokens - 1, len(text.tokens) - 1) for text in texts]
+    predicting = torch.cat([final[row, answer] for row, answer in enumerate(answers)])
+    taught = [_teacher(target.logits(part).float()) for part in predicting.split(LAWS)]
+    counts = [text.answer_tokens for text in texts]
+    ids, probs = (torch.cat(parts).split(counts) for parts in zip(*taught, strict=True))
+    return [
+        Trace(
+            text.prompt_tokens,
+            text.tokens,
+            {n: layer_states[row, : len(text.tokens) - 1] for n, layer_states in stored.items()},
+            ids[row].to(torch.int32),
+            probs[row].to(torch.float16),
         )
-    return traces
+        for row, text in enumerate(texts)
+    ]
 
 
 def _storable(layer: int, states: Tensor) -> Tensor:
-    stored = states.to("cpu", torch.float16)
+    stored = states.to(torch.float16)
     if not stored.isfinite().all():
         raise EesdError(f"States of layer {layer} exceed float16, in which they are stored. Choose another exit_layer.")
     return stored
 
 
-def _teacher(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and probabilities of the most probable tokens, from logits [rows, vocab]; and these logits in float32."""
-    logits = logits.float()
+def _teacher(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities of the most probable tokens, from float32 logits [rows, vocab]."""
     values, ids = logits.topk(min(TEACHER_TOP, logits.shape[-1]), -1)
-    return ids, (values - logits.logsumexp(-1, keepdim=True)).exp(), logits
+    return ids, (values - logits.logsumexp(-1, keepdim=True)).exp()
 
 
 def _run_by_exits(
@@ -168,19 +197,11 @@ def _run_by_exits(
     return states, target.run(hidden, slice(start, None), cache, slots)
 
 
-def _next_tokens(
-    logits: Tensor, heat: Tensor, generator: torch.Generator, live: list[int | None], recorders: list[_Recorder]
-) -> list[int]:
-    """Each row's next token from logits [batch, vocab] at its temperature, noted with the teacher's most probable."""
-    ids, probs, logits = _teacher(logits)
-    chosen = ids[:, 0].clone()
+def _next_tokens(logits: Tensor, heat: Tensor, generator: torch.Generator) -> list[int]:
+    """Each row's next token from float32 logits [batch, vocab] at its temperature."""
+    chosen = logits.argmax(-1)
     sampled = heat > 0
     if sampled.any():
         laws = (logits[sampled] / heat[sampled, None]).softmax(-1)
         chosen[sampled] = draw_rows(laws, generator).to(chosen.dtype)
-    tokens = chosen.tolist()
-    for row, owner in enumerate(live):
-        if owner is not None:
-            recorders[owner].tokens.append(tokens[row])
-            recorders[owner].teacher.append((ids[row], probs[row]))
-    return tokens
+    return chosen.tolist()

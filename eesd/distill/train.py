@@ -1,10 +1,11 @@
-"""Training a draft head on a self-generated corpus.
+"""Training draft heads on a self-generated corpus.
 
     python -m eesd train --model resources/models/smollm2-135m --corpus results/corpus/smollm2-135m/default \
         --settings '{"exit_layer": 4, "vocab_rows": 8192, ...}' --out results/heads/smollm2-135m/deep4
 
-The head starts from the target's own weights (eesd/distill/heads.py) and is trained along the
-corpus; the target stays frozen. Checkpoints in `<out>.work/` make an interrupted run go on.
+A head starts from the target's own weights (eesd/distill/heads.py) and is trained along the corpus; the target stays
+frozen. Several heads, each with `--settings` and `--out`, share one pass and what the target computes in it.
+Checkpoints in `<out>.work/` make an interrupted run go on.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eesd.distill.batches import epoch_batches, make_batch
+from eesd.distill.batches import epoch_batches
 from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
 from eesd.distill.evaluate import candidate_accuracies, evaluate
-from eesd.distill.heads import Student, make_student, student_kind
+from eesd.distill.heads import Complete, Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
-from eesd.distill.record import Trace
+from eesd.distill.record import Trace, reread
 from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
+from eesd.models.engine import attach_engine
 from eesd.models.kernels import multiplies_bfloat16
 from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
@@ -41,14 +43,21 @@ WARMUP_SHARE = 0.05
 MAX_GRAD_NORM = 1.0
 # Weight of each further draft position relative to the one before: fewer rounds get there.
 DEPTH_DECAY = 0.8
+# What heads of one pass have in common: how they go through the corpus.
+SHARED = ("train_tokens", "batch", "epochs", "seed")
 
 
-def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: Path) -> None:
-    """Train one head and write `head.safetensors` and `card.json` into `out`."""
-    config, exit_layer = load_config(model_dir), student_kind(settings).exits_after(settings)
-    if exit_layer:
+def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Train a head in every folder by its settings; write `head.safetensors` and `card.json` there.
+
+    EesdError for heads that cannot share a pass, a corpus of another model, or one without the states of an exit layer.
+    """
+    shared = shared_settings(heads)
+    config = load_config(model_dir)
+    exits = {out: student_kind(settings).exits_after(settings) for out, settings in heads.items()}
+    read = sorted({exit_layer for exit_layer in exits.values() if exit_layer})
+    for exit_layer in read:
         config.check_exit_layer(exit_layer)
-    read = [exit_layer] if exit_layer else []
     index = read_index(corpus)
     if index["model"] != fingerprint(model_dir):
         raise EesdError(
@@ -56,47 +65,83 @@ def train_head(model_dir: Path, corpus: Path, settings: Mapping[str, Any], out: 
             f"{fingerprint(model_dir)}. Generate the corpus again."
         )
     target = load_target(model_dir, "float32", layers=[*read, config.num_layers - 1])
-    splits = {
-        split: read_corpus(corpus, [*read, config.num_layers], split)
-        for split in ("train", "calibration", "evaluation")
-    }
-    torch.manual_seed(settings["seed"])
+    layers = [*read, config.num_layers]
+    splits = {split: read_corpus(corpus, layers, split) for split in ("train", "calibration", "evaluation")}
+    complete = completer(index, model_dir, layers)
     began = perf_counter()
-    traces = limit_tokens(splits["train"], settings["train_tokens"])
-    student = make_student(settings, target, traces)
-    stamp = settings_hash([index, dict(settings), source_hash()])
-    work = out.with_name(out.name + ".work")
-    earlier_s = optimise(student, traces, splits["evaluation"], work, stamp)
-    seconds = perf_counter() - began + earlier_s
-    # What is stored is what is measured.
+    traces = limit_tokens(splits["train"], shared["train_tokens"])
+    trainings = []
+    for out, settings in heads.items():
+        torch.manual_seed(settings["seed"])
+        student = make_student(settings, target, traces, complete)
+        stamp = settings_hash([index, dict(settings), source_hash()])
+        trainings.append(Training(student, out.with_name(out.name + ".work"), stamp))
+    optimise(trainings, traces, splits["evaluation"])
+    seconds = perf_counter() - began
+    for out, training in zip(heads, trainings, strict=True):
+        facts = {
+            "head": out.name,
+            "model": model_dir.name,
+            "fingerprint": fingerprint(model_dir),
+            "train_tokens": sum(trace.answer_tokens for trace in traces),
+            "train_seconds": round(seconds + training.earlier_s, 1),
+            "trained_with": [other.name for other in heads if other != out],
+            "corpus": index["settings"],
+        }
+        write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
+        shutil.rmtree(training.work, ignore_errors=True)
+
+
+def shared_settings(heads: Mapping[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Settings of one of the heads, after checking that all go through the corpus in the same way."""
+    first, *others = heads.values()
+    for key in SHARED:
+        values = [settings[key] for settings in (first, *others)]
+        if any(value != values[0] for value in values):
+            raise EesdError(f"Heads that are trained in one pass share {', '.join(SHARED)}; here {key} is {values}.")
+    return first
+
+
+def completer(index: Mapping[str, Any], model_dir: Path, layers: Sequence[int]) -> Complete:
+    """What gives traces the states after `layers` and the teacher's labels, if the corpus holds texts alone."""
+    if index["settings"].get("states") != "recomputed":
+        return lambda traces: traces
+    teacher = load_target(model_dir, index["settings"]["dtype"])
+    attach_engine(teacher)
+    return lambda traces: reread(teacher, traces, layers) if traces[0].teacher_ids is None else traces
+
+
+def write_head(
+    student: Student,
+    facts: Mapping[str, Any],
+    calibration: Mapping[str, list[Trace]],
+    held_out: Mapping[str, list[Trace]],
+    out: Path,
+) -> None:
+    """Measure and calibrate what is stored of a trained head, and write both files."""
     weights = student.tensors()
     student.module.load_state_dict(weights, strict=False)
-    held_out, calibration = splits["evaluation"], [t for ts in splits["calibration"].values() for t in ts]
     card = {
-        "head": out.name,
-        "model": model_dir.name,
-        "fingerprint": fingerprint(model_dir),
-        "kind": settings["kind"],
+        **{key: facts[key] for key in ("head", "model", "fingerprint")},
+        "kind": student.settings["kind"],
         **{key: getattr(student, key) for key in ("exit_layer", "init", "context")},
-        "loss": loss_name(settings["loss"]),
+        "loss": loss_name(student.settings["loss"]),
         "vocab_rows": len(student.head_rows),
-        "train_tokens": sum(len(trace.teacher_ids) for trace in traces),
-        "train_seconds": round(seconds, 1),
-        "settings": dict(settings),
-        "corpus": index["settings"],
+        **{key: facts[key] for key in ("train_tokens", "train_seconds", "trained_with")},
+        "settings": dict(student.settings),
+        "corpus": facts["corpus"],
         "agreement": {task: evaluate(student, held_out[task]) for task in sorted(held_out)},
-        "calibration": calibrate(student, splits["calibration"], held_out),
-        "accuracies": candidate_accuracies(student, calibration),
+        "calibration": calibrate(student, calibration, held_out),
+        "accuracies": candidate_accuracies(student, [t for traces in calibration.values() for t in traces]),
     }
     with atomic_path(out / "head.safetensors") as temporary:
-        save_file(weights, temporary)
+        save_file({name: tensor.cpu() for name, tensor in weights.items()}, temporary)
     write_atomic(out / "card.json", json.dumps(card, indent=2) + "\n")
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def limit_tokens(train: Mapping[str, list[Trace]], budget: int | None) -> list[Trace]:
     """Traces of all tasks; with a budget the same share of each task's, of about so many generated tokens in all."""
-    sizes = {task: sum(len(trace.teacher_ids) for trace in traces) for task, traces in train.items()}
+    sizes = {task: sum(trace.answer_tokens for trace in traces) for task, traces in train.items()}
     share = 1.0 if budget is None else min(1.0, budget / sum(sizes.values()))
     kept = []
     for task in sorted(train):
@@ -104,7 +149,7 @@ def limit_tokens(train: Mapping[str, list[Trace]], budget: int | None) -> list[T
         for trace in train[task]:
             if taken < share * sizes[task]:
                 kept.append(trace)
-                taken += len(trace.teacher_ids)
+                taken += trace.answer_tokens
     return kept
 
 
@@ -114,39 +159,58 @@ def loss_name(weights: Mapping[str, float]) -> str:
     return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in used.items())
 
 
-def optimise(
-    student: Student, traces: Sequence[Trace], held_out: Mapping[str, list[Trace]], work: Path, stamp: str
-) -> float:
-    """AdamW with warm-up and cosine decay, resumed from a checkpoint; returns seconds spent by earlier runs."""
-    settings = student.settings
+class Training:
+    """One head on its way, from the checkpoint in `work` that carries `stamp`, if there is one."""
+
+    def __init__(self, student: Student, work: Path, stamp: str) -> None:
+        self.student, self.work, self.stamp = student, work, stamp
+        rate = student.settings["learning_rate"]
+        self.optimiser = torch.optim.AdamW(student.parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self.step, self.earlier_s = load_checkpoint(work, stamp, student.module, self.optimiser)
+
+    def learn(self, traces: Sequence[Trace], total: int) -> float:
+        """One of `total` steps of AdamW, with warm-up and cosine decay, on one batch; its loss."""
+        loss = batch_loss(self.student, traces)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.student.settings["learning_rate"] * learning_rate_factor(self.step, total)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters, MAX_GRAD_NORM)
+        self.optimiser.step()
+        if not math.isfinite(loss.item()):
+            raise EesdError(
+                f"Training of {self.work.stem} diverged at step {self.step} (loss {loss.item()}). Lower learning_rate."
+            )
+        self.step += 1
+        return loss.item()
+
+    def save(self, seconds: float) -> None:
+        """Write a checkpoint; seconds: spent by this run."""
+        save_checkpoint(self.work, self.stamp, self.student.module, self.optimiser, self.step, self.earlier_s + seconds)
+
+
+def optimise(trainings: Sequence[Training], traces: Sequence[Trace], held_out: Mapping[str, list[Trace]]) -> None:
+    """Train all along the same batches; one that an interruption left behind catches up first."""
+    settings, complete = trainings[0].student.settings, trainings[0].student.complete
     per_epoch = math.ceil(len(traces) / settings["batch"])
-    total = per_epoch * settings["epochs"]
-    optimiser = torch.optim.AdamW(student.parameters, settings["learning_rate"], betas=(0.9, 0.95), weight_decay=0.01)
-    start, earlier_s = load_checkpoint(work, stamp, student.module, optimiser)
+    total, start = per_epoch * settings["epochs"], min(training.step for training in trainings)
     began = saved = perf_counter()
-    with progress(f"train {work.stem}", total, "step", initial=start) as bar:
+    title = " ".join(training.work.stem for training in trainings)
+    with progress(f"train {title}", total, "step", initial=start) as bar:
         for step in range(start, total):
             epoch, index = divmod(step, per_epoch)
             if step == start or index == 0:
                 order = epoch_batches(traces, settings["batch"], settings["seed"] + epoch)
-            with mixed_precision(student.target.device):
-                loss = batch_loss(student, order[index])
-            for group in optimiser.param_groups:
-                group["lr"] = settings["learning_rate"] * learning_rate_factor(step, total)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters, MAX_GRAD_NORM)
-            optimiser.step()
-            if not math.isfinite(loss.item()):
-                raise EesdError(f"Training diverged at step {step} (loss {loss.item()}). Lower learning_rate.")
+            batch = complete(order[index])
+            losses = [training.learn(batch, total) for training in trainings if training.step == step]
             bar.update()
             if index == per_epoch - 1:
-                first = [evaluate(student, held_out[task])["top1"][0] for task in sorted(held_out)]
-                bar.set_postfix_str(f"loss {loss.item():.3f}, held-out top-1 {sum(first) / len(first):.3f}")
+                first = [evaluate(trainings[0].student, held_out[task])["top1"][0] for task in sorted(held_out)]
+                bar.set_postfix_str(f"loss {losses[0]:.3f}, held-out top-1 {sum(first) / len(first):.3f}")
             if perf_counter() - saved > CHECKPOINT_INTERVAL_S:
                 saved = perf_counter()
-                save_checkpoint(work, stamp, student.module, optimiser, step + 1, earlier_s + saved - began)
-    return earlier_s
+                for training in trainings:
+                    training.save(saved - began)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -164,18 +228,20 @@ def learning_rate_factor(step: int, total: int) -> float:
 
 def batch_loss(student: Student, traces: Sequence[Trace]) -> Tensor:
     """The loss of one batch: the mean over the positions of every depth, earlier depths counting more."""
-    batch = make_batch(traces, student.exit_layer, student.target)
-    total, weights = torch.zeros((), device=student.target.device), 0.0
-    for step, (where, logits) in enumerate(student.predictions(batch, student.depth)):
-        if not len(logits):
-            break
-        losses = mixed_loss(
-            student.settings["loss"],
-            logits.log_softmax(-1),
-            student.rows[batch.teacher_ids[where]],
-            batch.teacher_probs[where],
-            student.rows[batch.tokens[where]],
-        )
-        total = total + DEPTH_DECAY**step * losses.mean()
-        weights += DEPTH_DECAY**step
+    device = student.target.device
+    batch = student.batch(traces)
+    total, weights = torch.zeros((), device=device), 0.0
+    with mixed_precision(device):
+        for step, (where, logits) in enumerate(student.predictions(batch, student.depth)):
+            if not len(logits):
+                break
+            losses = mixed_loss(
+                student.settings["loss"],
+                logits.log_softmax(-1),
+                student.rows[batch.teacher_ids[where]],
+                batch.teacher_probs[where],
+                student.rows[batch.tokens[where]],
+            )
+            total = total + DEPTH_DECAY**step * losses.mean()
+            weights += DEPTH_DECAY**step
     return total / weights

@@ -86,11 +86,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention: q [batch, heads, seq, dim], k and v [batch, kv_heads, live, dim] -> like q.
 
     `mask`, broadcastable to [batch, 1, seq, live], is True where a query may look, or what is added to its scores
-    (`added`, computed once for many layers); None: everywhere.
+    (`added`, computed once for many layers); None: a single query sees all, and a text from its start is causal.
     """
     batch, heads, seq, dim = q.shape
     if seq > FEW_QUERIES:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     kv_heads, live = k.shape[1:3]
     q = q.reshape(batch * kv_heads, -1, dim)
     k, v = (x.reshape(batch * kv_heads, live, dim) for x in (k, v))
@@ -181,13 +181,15 @@ class Layer(nn.Module):
 def causal_mask(
     slots: int | Tensor, seq: int, window: int | None, device: torch.device, live: int | None = None
 ) -> Tensor | None:
-    """Which slots each query sees: those up to its own, at most `window` of them. None where that is all of them.
+    """Which slots each query sees: those up to its own, at most `window` of them. None where `attend` knows by itself.
 
     An int gives [1, 1, seq, live]; a tensor [batch, seq] gives [batch, 1, seq, live]. live: slots to cover; None covers
     those up to the highest, for which a tensor is read.
     """
     if isinstance(slots, int):
-        if seq == 1 and (window is None or slots < window):
+        # A text from its start needs no mask, which spares a GPU all that such a mask keeps from its fused kernels.
+        whole = slots == 0 and seq > FEW_QUERIES and live in (None, seq)
+        if (seq == 1 or whole) and (window is None or slots + seq <= window):
             return None
         live = slots + seq if live is None else live
         slots = torch.arange(slots, slots + seq, device=device)[None]

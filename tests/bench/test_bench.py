@@ -14,7 +14,7 @@ from eesd.bench.compare import Judge, first_divergence, length_rule
 from eesd.bench.records import RowFile
 from eesd.bench.runner import Bench, run_bench
 from eesd.distill.corpus import generate_corpus
-from eesd.distill.train import train_head
+from eesd.distill.train import train_heads
 from eesd.errors import EesdError
 from eesd.models.loading import load_target
 from tests.distill.test_train import HEAD
@@ -51,7 +51,7 @@ def settings(model, tmp_path_factory):
         "data_dir": data_dir,
     }
     generate_corpus(model, corpus, folder / "corpus")
-    train_head(model, folder / "corpus", {**HEAD, "epochs": 1}, folder / "head")
+    train_heads(model, folder / "corpus", {folder / "head": {**HEAD, "epochs": 1}})
     drafting = {"drafter": "exit_head", "head": "exit2", "head_path": str(folder / "head")}
     return {
         "model": "tiny",

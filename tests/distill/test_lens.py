@@ -60,6 +60,9 @@ class Prophet:
         self.exit_layer = 2
         self.rows = torch.arange(VOCAB)
 
+    def batch(self, traces):
+        return make_batch(traces, self.exit_layer, self.target)
+
     def predictions(self, batch, depth):
         for step in range(1, depth + 1):
             where = batch.predicting(step)

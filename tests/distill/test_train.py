@@ -16,7 +16,8 @@ from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.corpus import generate_corpus, read_corpus
 from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import choose_vocabulary, make_student
-from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_head
+from eesd.distill.record import reread
+from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_heads
 from eesd.drafting.exit_head import load_exit_head
 from eesd.drafting.medusa import load_medusa_heads
 from eesd.errors import EesdError
@@ -59,6 +60,7 @@ def settings(tmp_path_factory):
         "max_new_tokens": 10,
         "max_prompt_tokens": 400,
         "text": "generated",
+        "states": "stored",
         "temperatures": [0.0],
         "batch": 4,
         "seed": 0,
@@ -84,6 +86,80 @@ def test_corpus_holds_what_was_asked_for(corpus):
     assert index["generated_tokens"]["train"]["asdiv"] == sum(len(t.teacher_ids) for t in train)
     held_out = {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in read_corpus(corpus, [2], "calibration")["asdiv"]}
     assert not held_out & {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in train}
+
+
+@pytest.mark.parametrize("kind", [{}, {"context": "verified", "init": "lens"}, MEDUSA], ids=["paper", "deep", "medusa"])
+def test_states_computed_again_are_those_that_were_stored(model, settings, corpus, tmp_path, kind):
+    texts = tmp_path / "texts"
+    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
+    for shard in texts.glob("*.safetensors"):
+        assert sorted(load_file(shard)) == ["lengths", "tokens"]
+    target, found = load_target(model, "float32"), {}
+    for folder in (corpus, texts):
+        traces = read_corpus(folder, [2, 4], "train")["asdiv"]
+        student = make_student(
+            {**HEAD, **kind, "vocab_rows": "full"},
+            target,
+            traces,
+            complete=lambda texts: texts if texts[0].states else reread(target, texts, [2, 4]),
+        )
+        found[folder] = student.batch(traces), dict(student.module.named_parameters())
+    (stored, weights), (again, others) = found.values()
+    for name, value in vars(stored).items():
+        if name == "teacher_ids":  # of tokens that are hardly ever given, the order is rounding
+            assert torch.equal(value[..., 0], again.teacher_ids[..., 0])
+        elif isinstance(value, torch.Tensor) and name != "teacher_probs":
+            torch.testing.assert_close(getattr(again, name), value, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(again.teacher_probs, stored.teacher_probs, rtol=2e-3, atol=1e-3)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=5e-2, atol=5e-2)
+
+
+def test_heads_of_one_pass_are_those_of_passes_of_their_own(model, settings, tmp_path, monkeypatch):
+    texts = tmp_path / "texts"
+    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
+    heads = {
+        "a": {**HEAD, "epochs": 1},
+        "b": {**HEAD, **MEDUSA, "epochs": 1},
+        "c": {**HEAD, "exit_layer": 3, "epochs": 1},
+    }
+    for name, head in heads.items():
+        train_heads(model, texts, {tmp_path / "alone" / name: head})
+    monkeypatch.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
+    original, calls = train_module.batch_loss, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 5:  # the second head's second step
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train_module, "batch_loss", failing)
+    together = {tmp_path / "together" / name: head for name, head in heads.items()}
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(model, texts, together)
+    train_heads(model, texts, together)
+    for name in heads:
+        alone, beside = (load_file(tmp_path / way / name / "head.safetensors") for way in ("alone", "together"))
+        assert alone.keys() == beside.keys()
+        for key, tensor in alone.items():
+            assert torch.equal(tensor, beside[key]), (name, key)
+    card = json.loads((tmp_path / "together" / "b" / "card.json").read_text())
+    assert card["trained_with"] == ["a", "c"]
+
+
+def test_heads_that_go_through_the_corpus_differently_do_not_share_a_pass(model, corpus, tmp_path):
+    with pytest.raises(EesdError, match=r"share train_tokens, batch, epochs, seed; here batch is \[4, 8\]"):
+        train_heads(model, corpus, {tmp_path / "a": HEAD, tmp_path / "b": {**HEAD, "batch": 8}})
+
+
+def test_a_corpus_of_texts_serves_every_exit_layer(model, settings, tmp_path):
+    texts = tmp_path / "texts"
+    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
+    for exit_layer in (1, 3):
+        train_heads(model, texts, {tmp_path / f"n{exit_layer}": {**HEAD, "exit_layer": exit_layer, "epochs": 1}})
+        card = json.loads((tmp_path / f"n{exit_layer}" / "card.json").read_text())
+        assert card["exit_layer"] == exit_layer and 0 <= card["agreement"]["asdiv"]["top1"][0] <= 1
 
 
 def test_interrupted_corpus_goes_on_without_repeating_shards(model, settings, corpus, tmp_path, monkeypatch):
@@ -196,7 +272,7 @@ def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path, cha
     traces = read_corpus(corpus, [2, 4], "train")["asdiv"]
     target = load_target(model, "float32")
     out = tmp_path / "exit2"
-    train_head(model, corpus, settings, out)
+    train_heads(model, corpus, {out: settings})
     trained, card = load_exit_head(out, target, fingerprint(model))
     student = make_student(settings, target, traces)
     with torch.inference_mode():
@@ -216,7 +292,7 @@ def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path, cha
 
 def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monkeypatch):
     settings = {**HEAD, "context": "verified"}
-    train_head(model, corpus, settings, tmp_path / "straight")
+    train_heads(model, corpus, {tmp_path / "straight": settings})
     monkeypatch.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
     original, calls = train_module.batch_loss, []
 
@@ -228,8 +304,8 @@ def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monke
 
     monkeypatch.setattr(train_module, "batch_loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_head(model, corpus, settings, tmp_path / "broken")
-    train_head(model, corpus, settings, tmp_path / "broken")
+        train_heads(model, corpus, {tmp_path / "broken": settings})
+    train_heads(model, corpus, {tmp_path / "broken": settings})
     assert len(calls) == 18 + 1  # six epochs of three batches, one of them attempted twice
     straight, resumed = (load_file(tmp_path / name / "head.safetensors") for name in ("straight", "broken"))
     for name, tensor in straight.items():
@@ -237,7 +313,7 @@ def test_interrupted_training_gives_the_same_head(model, corpus, tmp_path, monke
 
 
 def test_a_head_for_another_model_is_refused_with_both_fingerprints(model, corpus, tmp_path):
-    train_head(model, corpus, {**HEAD, "epochs": 1}, tmp_path / "exit2")
+    train_heads(model, corpus, {tmp_path / "exit2": {**HEAD, "epochs": 1}})
     target = load_target(model, "float32")
     with pytest.raises(EesdError, match=f"{fingerprint(model)}.*000000000000"):
         load_exit_head(tmp_path / "exit2", target, "000000000000")
@@ -248,7 +324,7 @@ def test_a_head_for_another_model_is_refused_with_both_fingerprints(model, corpu
 def test_a_corpus_of_another_model_is_refused(corpus, tmp_path):
     other = write_tiny_model(tmp_path / "other", seed=1)
     with pytest.raises(EesdError, match="written by a model with fingerprint"):
-        train_head(other, corpus, HEAD, tmp_path / "x")
+        train_heads(other, corpus, {tmp_path / "x": HEAD})
 
 
 def test_impossible_corpus_settings_are_found_before_generating(model, settings, tmp_path):
@@ -260,9 +336,9 @@ def test_impossible_corpus_settings_are_found_before_generating(model, settings,
 
 def test_bad_head_settings_are_refused(model, corpus, tmp_path):
     with pytest.raises(EesdError, match="exit_layer must lie between 1 and 3"):
-        train_head(model, corpus, {**HEAD, "exit_layer": 4}, tmp_path / "x")
+        train_heads(model, corpus, {tmp_path / "x": {**HEAD, "exit_layer": 4}})
     with pytest.raises(EesdError, match=r"Unknown init 'lst'.* Did you mean 'last'"):
-        train_head(model, corpus, {**HEAD, "init": "lst"}, tmp_path / "x")
+        train_heads(model, corpus, {tmp_path / "x": {**HEAD, "init": "lst"}})
 
 
 def test_vocabulary_is_the_most_frequent_tokens(corpus):
@@ -305,7 +381,7 @@ def test_medusa_heads_learn_from_a_corpus_without_exit_layers(model, settings, t
     traces = read_corpus(tmp_path / "corpus", [4], "train")["asdiv"]
     target = load_target(model, "float32")
     out = tmp_path / "many"
-    train_head(model, tmp_path / "corpus", wanted, out)
+    train_heads(model, tmp_path / "corpus", {out: wanted})
     trained, card = load_medusa_heads(out, target, fingerprint(model))
     student = make_student(wanted, target, traces)
     with torch.inference_mode():
