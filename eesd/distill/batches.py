@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from eesd.distill.record import Trace
 from eesd.models.transformer import Transformer
@@ -46,37 +47,41 @@ class Batch:
 
 
 def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) -> Batch:
-    """Pad, move to the target's device, widen to its type. exit_layer 0: without states of one."""
+    """Pad, move to the target's device, widen to float32. exit_layer 0: without states of one."""
     device, depth = target.device, target.config.num_layers
-    lengths = [len(trace.tokens) - 1 for trace in traces]
-    shape = (len(traces), max(lengths))
-    final = torch.zeros(*shape, target.config.hidden_size, device=device)
-    states = torch.zeros_like(final) if exit_layer else None
-    top = traces[0].teacher_ids.shape[1]
-    ids, probs = torch.zeros(*shape, top, dtype=torch.long, device=device), torch.zeros(*shape, top, device=device)
-    tokens = torch.zeros(shape, dtype=torch.long)
-    for row, (trace, length) in enumerate(zip(traces, lengths, strict=True)):
-        if states is not None:
-            states[row, :length] = trace.states[exit_layer]
-        final[row, :length] = trace.states[depth]
-        begin = trace.prompt_tokens - 1
-        ids[row, begin:length] = trace.teacher_ids
-        probs[row, begin:length] = trace.teacher_probs
-        tokens[row, begin:length] = trace.tokens[begin + 1 :]
+    lengths = torch.tensor([len(trace.tokens) - 1 for trace in traces])
+    begins = torch.tensor([trace.prompt_tokens - 1 for trace in traces])
+    final = _padded([trace.states[depth] for trace in traces], device)
+    # Where tokens of the answers are predicted, in the order in which the traces hold their labels.
+    positions = torch.arange(final.shape[1])
+    where = ((positions >= begins[:, None]) & (positions < lengths[:, None])).nonzero(as_tuple=True)
+    where = tuple(index.to(device) for index in where)
+
+    def spread(labels: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Labels [n, ..] of every trace at their positions [batch, seq, ..], zeros elsewhere."""
+        found = torch.cat(labels).to(device, dtype)
+        padded = torch.zeros(*final.shape[:2], *found.shape[1:], dtype=dtype, device=device)
+        padded[where] = found
+        return padded
+
     with torch.no_grad():
         final = target.norm(final)
-    begins = torch.tensor([trace.prompt_tokens - 1 for trace in traces], device=device)
     return Batch(
-        states,
+        _padded([trace.states[exit_layer] for trace in traces], device) if exit_layer else None,
         final,
         F.pad(final[:, :-1], (0, 0, 1, 0)),
         int(begins.min()),
-        begins,
-        torch.tensor(lengths, device=device),
-        ids,
-        probs,
-        tokens.to(device),
+        begins.to(device),
+        lengths.to(device),
+        spread([trace.teacher_ids for trace in traces], torch.long),
+        spread([trace.teacher_probs for trace in traces], torch.float32),
+        spread([trace.tokens[trace.prompt_tokens :] for trace in traces], torch.long),
     )
+
+
+def _padded(states: list[Tensor], device: torch.device) -> Tensor:
+    """States [n, hidden] of every trace as [batch, seq, hidden] in float32, zeros behind each."""
+    return pad_sequence(states, batch_first=True).to(device, torch.float32)
 
 
 def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[Trace]]:

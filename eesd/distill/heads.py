@@ -211,10 +211,10 @@ def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int)
     """
     if rows == "full" or rows >= vocab_size:
         return None
-    counts, mass = torch.zeros(vocab_size, dtype=torch.float64), torch.zeros(vocab_size, dtype=torch.float64)
+    written = torch.cat([trace.tokens[trace.prompt_tokens :] for trace in traces])
+    counts = torch.bincount(written, minlength=vocab_size).double()
+    mass = torch.zeros(vocab_size, dtype=torch.float64)
     for trace in traces:
-        written = trace.tokens[trace.prompt_tokens :].long()
-        counts.index_add_(0, written, torch.ones(len(written), dtype=torch.float64))
         if trace.teacher_ids is not None:
             mass.index_add_(0, trace.teacher_ids.flatten().long(), trace.teacher_probs.flatten().double())
     # A count outweighs any mass, which is below 1 once normalised.

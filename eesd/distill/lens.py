@@ -22,7 +22,7 @@ from eesd.models.transformer import Transformer
 RIDGE = 1e-3
 CHUNK = 64
 # Generated tokens that are enough for the map: hundreds for each of its inputs.
-ENOUGH = 500_000
+ENOUGH = 300_000
 
 
 @torch.inference_mode()
@@ -39,31 +39,34 @@ def fit_lens(
     corpus every so many-th trace is taken.
     """
     traces = traces[:: max(1, sum(trace.answer_tokens for trace in traces) // ENOUGH)]
-    size = target.config.hidden_size
+    size, device = target.config.hidden_size, target.device
     count = (2 if deep else 1) * size + 1
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    moment = torch.zeros(count, size, dtype=torch.float64)
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    moment = torch.zeros(count, size, dtype=torch.float64, device=device)
     for start in range(0, len(traces), CHUNK):
-        parts = [_pairs(trace, exit_layer, target, deep) for trace in complete(traces[start : start + CHUNK])]
-        x, y = (torch.cat(rows) for rows in zip(*parts, strict=True))
+        x, y = _pairs(complete(traces[start : start + CHUNK]), exit_layer, target, deep)
         x = F.pad(x, (0, 1), value=1.0)
         # Sums of float32 products in float64: exact enough, at four times the speed of float64 products.
         gram += (x.T @ x).double()
         moment += (x.T @ y).double()
     ridge = RIDGE * gram.diagonal()[:-1].mean()
     gram.diagonal()[:-1].add_(ridge)
-    solution = torch.linalg.solve(gram, moment).float().to(target.device)
+    solution = torch.linalg.solve(gram, moment).float()
     return solution[:-1].T.contiguous(), solution[-1]
 
 
-def _pairs(trace: Trace, exit_layer: int, target: Transformer, deep: bool) -> tuple[Tensor, Tensor]:
-    """Inputs [n, inputs] and normalised final states [n, hidden] of a trace's n generated positions."""
-    norm = target.norm
-    after = norm(trace.states[target.config.num_layers].to(norm.weight))
-    early = trace.states[exit_layer].to(norm.weight)
-    early = F.rms_norm(early, early.shape[-1:], eps=norm.eps)
-    first = trace.prompt_tokens - 1
-    inputs = [early[first:]]
+def _pairs(traces: Sequence[Trace], exit_layer: int, target: Transformer, deep: bool) -> tuple[Tensor, Tensor]:
+    """Inputs [n, inputs] and normalised final states [n, hidden] of the n generated positions of some traces."""
+
+    def generated(states: Sequence[Tensor], back: int) -> Tensor:
+        """The states `back` positions before each that predicts a generated token, zero before the text."""
+        shifted = [F.pad(s[: len(s) - back], (0, 0, back, 0)) if back else s for s in states]
+        parts = [s[trace.prompt_tokens - 1 :] for s, trace in zip(shifted, traces, strict=True)]
+        return torch.cat(parts).to(target.device, torch.float32)
+
+    early = generated([trace.states[exit_layer] for trace in traces], 0)
+    inputs = [F.rms_norm(early, early.shape[-1:], eps=target.norm.eps)]
+    final = [trace.states[target.config.num_layers] for trace in traces]
     if deep:
-        inputs.append(F.pad(after[:-1], (0, 0, 1, 0))[first:])
-    return torch.cat(inputs, -1).cpu(), after[first:].cpu()
+        inputs.append(target.norm(generated(final, 1)))
+    return torch.cat(inputs, -1), target.norm(generated(final, 0))

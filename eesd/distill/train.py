@@ -168,8 +168,8 @@ class Training:
         self.optimiser = torch.optim.AdamW(student.parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
         self.step, self.earlier_s = load_checkpoint(work, stamp, student.module, self.optimiser)
 
-    def learn(self, traces: Sequence[Trace], total: int) -> float:
-        """One of `total` steps of AdamW, with warm-up and cosine decay, on one batch; its loss."""
+    def learn(self, traces: Sequence[Trace], total: int) -> Tensor:
+        """One of `total` steps of AdamW, with warm-up and cosine decay, on one batch; its loss []."""
         loss = batch_loss(self.student, traces)
         for group in self.optimiser.param_groups:
             group["lr"] = self.student.settings["learning_rate"] * learning_rate_factor(self.step, total)
@@ -177,12 +177,8 @@ class Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters, MAX_GRAD_NORM)
         self.optimiser.step()
-        if not math.isfinite(loss.item()):
-            raise EesdError(
-                f"Training of {self.work.stem} diverged at step {self.step} (loss {loss.item()}). Lower learning_rate."
-            )
         self.step += 1
-        return loss.item()
+        return loss.detach()
 
     def save(self, seconds: float) -> None:
         """Write a checkpoint; seconds: spent by this run."""
@@ -202,7 +198,14 @@ def optimise(trainings: Sequence[Training], traces: Sequence[Trace], held_out: M
             if step == start or index == 0:
                 order = epoch_batches(traces, settings["batch"], settings["seed"] + epoch)
             batch = complete(order[index])
-            losses = [training.learn(batch, total) for training in trainings if training.step == step]
+            learning = [training for training in trainings if training.step == step]
+            # Read together: each reading waits for the device.
+            losses = torch.stack([training.learn(batch, total) for training in learning]).tolist()
+            for training, loss in zip(learning, losses, strict=True):
+                if not math.isfinite(loss):
+                    raise EesdError(
+                        f"Training of {training.work.stem} diverged at step {step} (loss {loss}). Lower learning_rate."
+                    )
             bar.update()
             if index == per_epoch - 1:
                 first = [evaluate(trainings[0].student, held_out[task])["top1"][0] for task in sorted(held_out)]
