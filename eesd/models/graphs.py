@@ -7,10 +7,11 @@
 Launching the twenty kernels of a layer one by one takes a processor longer than a GPU takes to run them. A graph is
 captured once for (layers, tokens, live part of the cache rounded up, cache) and replayed by one call. Nothing in it
 depends on a number that the host knows: the slot is read on the device, from a buffer that is filled without waiting,
-and angles and mask follow from it. Inside run the same layers as everywhere (`transformer.run_plain`).
+and angles and mask follow from it; of trees, slots, positions and mask are buffers. Inside run the same layers as
+everywhere (`transformer.run_plain`).
 
-Calls that are not for graphs run in plain torch: more than FEW_QUERIES tokens (prompts), batches, trees, no cache,
-autograd on, or weights that have moved since they were packed. Weights changed in place need nothing: a graph reads
+Calls that are not for graphs run in plain torch: more than FEW_QUERIES tokens (prompts), batches, no cache, autograd
+on, or weights that have moved since they were packed. Weights changed in place need nothing: a graph reads
 them where they lie. Capturing takes no part in the times of decoding: `GraphEngine.capture_s` counts its seconds.
 
 Rules of capture: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
@@ -144,6 +145,14 @@ class Buffers(NamedTuple):
     output: Tensor  # [1, tokens, hidden]
 
 
+class Places(NamedTuple):
+    """Where a graph of a tree's tokens finds what the slot of the first token does not tell."""
+
+    slots: Tensor  # [1, tokens]
+    positions: Tensor  # [1, tokens]
+    mask: Tensor  # [1, 1, tokens, live]: True where a token may look
+
+
 class Graph(NamedTuple):
     """What to replay, and what it reads beside buffers and cache. A kept pack keeps its `id`, the key, to itself."""
 
@@ -161,6 +170,7 @@ class GraphEngine:
     def __init__(self, backend: Rerun, device: torch.device) -> None:
         self.backend, self.device, self.name = backend, device, backend.name
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
+        self._places: dict[tuple[int, int], Places] = {}
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -200,32 +210,44 @@ class GraphEngine:
         positions: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor | None:
-        """As `transformer.run_layers`; None where the call is not for graphs."""
+        """As `transformer.run_layers`; None where the call is not for graphs. Slots of a tree lie within its mask."""
         batch, rows, _ = hidden.shape
-        if torch.is_grad_enabled() or not isinstance(slots, int) or positions is not None or mask is not None:
+        chain = isinstance(slots, int)
+        if torch.is_grad_enabled() or any((given is None) != chain for given in (positions, mask)):
             return None
         if batch != 1 or not 0 < rows <= FEW_QUERIES or hidden.device.type != self.device.type:
             return None
         stores = _stores(caches)
         capacity = min((store.shape[-2] for store in stores), default=0)
+        needed = slots + rows if chain else mask.shape[-1]
         # A slot beyond the cache would end the whole process on a GPU; torch says what is wrong.
-        if not 0 <= slots <= capacity - rows or any(store.shape[-4] != 1 for store in stores):
+        if needed > capacity or (chain and slots < 0) or any(store.shape[-4] != 1 for store in stores):
             return None
         packs = [layer.packed for layer in layers]
         if not all(pack and pack.engine is self for pack in packs):
             return None
-        live = live_slots(slots + rows, capacity)
+        if not chain and (mask.shape != (1, 1, rows, needed) or mask.dtype != torch.bool):
+            return None
+        live = live_slots(needed, capacity)
         # A cache counts as the same if it lies at the same place in the same way: that is all a graph knows of it.
         places = tuple((store.data_ptr(), store.shape, store.stride(), store.dtype) for store in stores)
-        key = (tuple(map(id, packs)), rotary, rows, live, hidden.dtype, places)
+        key = (tuple(map(id, packs)), rotary, rows, live, hidden.dtype, places, chain)
         with self._lock:
             self.backend.take_turn()
             buffers = self._buffers_of(hidden)
             # Before capture: its first run really writes, and may do so at the slots of this call alone.
             buffers.states.copy_(hidden)
-            buffers.start.fill_(slots)
+            tree = None
+            if chain:
+                buffers.start.fill_(slots)
+            else:
+                tree = self._places_of(rows, live)
+                tree.slots.copy_(slots)
+                tree.positions.copy_(positions)
+                tree.mask[..., :needed].copy_(mask)
+                tree.mask[..., needed:].fill_(False)
             if key not in self._graphs:
-                self._capture(key, buffers, layers, rotary, caches, capacity)
+                self._capture(key, buffers, tree, layers, rotary, caches, capacity)
             self._graphs.move_to_end(key)
             self._graphs[key].replay()
             output = buffers.output.clone()
@@ -245,21 +267,30 @@ class GraphEngine:
             self._buffers[key] = Buffers(states, start, output)
         return self._buffers[key]
 
+    def _places_of(self, rows: int, live: int) -> Places:
+        if (rows, live) not in self._places:
+            with torch.inference_mode(False):
+                slots, positions = (torch.zeros((1, rows), dtype=torch.long, device=self.device) for _ in range(2))
+                mask = torch.zeros((1, 1, rows, live), dtype=torch.bool, device=self.device)
+            self._places[rows, live] = Places(slots, positions, mask)
+        return self._places[rows, live]
+
     def _capture(
         self,
         key: tuple[Any, ...],
         buffers: Buffers,
+        tree: Places | None,
         layers: Sequence[Layer],
         rotary: Rotary,
         caches: Sequence[LayerCache | None],
         capacity: int,
     ) -> None:
-        _, _, rows, live, dtype, _ = key
+        _, _, rows, live, dtype, *_ = key
         angles = rotary.table(capacity, dtype, self.device)
         self.backend.wait()
         began = perf_counter()
         try:
-            replay = self.backend.capture(lambda: forward(buffers, layers, angles, caches, live))
+            replay = self.backend.capture(lambda: forward(buffers, tree, layers, angles, caches, live))
         except RuntimeError as error:
             raise EesdError(
                 f"A CUDA graph of {len(layers)} layers on {rows} tokens could not be captured: {error}\nFree memory of "
@@ -274,19 +305,24 @@ class GraphEngine:
 
 def forward(
     buffers: Buffers,
+    tree: Places | None,
     layers: Sequence[Layer],
     angles: tuple[Tensor, Tensor],
     caches: Sequence[LayerCache | None],
     live: int,
 ) -> None:
-    """What a graph holds: from `states` at slot `start` to `output`, through layers that see `live` cache slots.
+    """What a graph holds: from `states` to `output`, through layers that see `live` cache slots.
 
-    angles: cos and sin [positions, head_dim] of `Rotary.table`.
+    tree: where the tokens are; None: side by side from slot `start` on. angles: cos and sin [positions, head_dim] of
+    `Rotary.table`.
     """
     rows, device = buffers.states.shape[1], buffers.states.device
-    slots = buffers.start + torch.arange(rows, device=device)
-    mask = causal_mask(slots, rows, layers[0].config.window, device, live)
-    found = angles[0][slots], angles[1][slots]
+    if tree is None:
+        slots = positions = buffers.start + torch.arange(rows, device=device)
+        mask = causal_mask(slots, rows, layers[0].config.window, device, live)
+    else:
+        slots, positions, mask = tree
+    found = angles[0][positions], angles[1][positions]
     buffers.output.copy_(run_plain(layers, found, buffers.states, caches, slots, mask))
 
 

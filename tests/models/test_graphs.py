@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eesd.control import make_controller
 from eesd.decoding.generate import generate
+from eesd.decoding.tree import Branching
 from eesd.drafting.assistant import AssistantDrafter
 from eesd.drafting.early_exit import EarlyExitDrafter
 from eesd.drafting.exit_head import ExitHeadDrafter
@@ -90,6 +91,22 @@ def test_greedy_decoding_gives_the_same_tokens_and_rounds(shape: str, dtype: tor
         assert len(fast.engine.backend.recorded) == len(fast.engine._graphs) > 0
 
 
+@pytest.mark.parametrize("shape", ["grouped", "window"])
+def test_trees_give_the_same_tokens_and_rounds(shape: str) -> None:
+    target = tiny_target(dtype=torch.float64, **SHAPES[shape])
+    plain, drafter = exit_drafter(target, 2, 30), exit_drafter(target, 2, 30)
+    fast, found = with_graphs(target, drafter), []
+    for model, drafts in ((target, plain), (fast, drafter)):
+        controller = make_controller({"name": "beta_ts", "k_max": 5})
+        made = generate(
+            model, PROMPT, max_new_tokens=30, drafter=drafts, controller=controller, branching=Branching(5, 3)
+        )
+        found.append(made)
+    assert found[0].tokens == found[1].tokens
+    assert found[0].rounds == found[1].rounds
+    assert any(not key[-1] for key in fast.engine._graphs), "a tree went through a graph"
+
+
 def test_half_precision_stays_within_its_rounding() -> None:
     target = tiny_target(dtype=torch.float64)
     pieces = [(0, 20), (20, 21), (21, 26), (26, 27)]
@@ -152,9 +169,12 @@ def test_calls_left_to_torch() -> None:
     with torch.no_grad():
         assert answer() is not None
         assert answer(slots=7) is not None and answer(slots=8) is None and answer(slots=-1) is None
-        assert answer(slots=torch.tensor([[0, 1]])) is None
-        assert answer(positions=torch.tensor([[0, 0]])) is None
-        assert answer(mask=torch.ones(1, 1, 2, 2, dtype=torch.bool)) is None
+        pair, seen = torch.tensor([[0, 1]]), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+        assert answer(slots=pair) is None and answer(slots=pair, positions=pair) is None
+        assert answer(positions=pair) is None and answer(mask=seen) is None
+        assert answer(slots=pair, positions=pair, mask=seen) is not None
+        assert answer(slots=pair, positions=pair, mask=seen.float()) is None
+        assert answer(slots=pair, positions=pair, mask=torch.ones(1, 1, 2, 10, dtype=torch.bool)) is None
         assert answer(hidden=hidden.expand(2, 2, 32), batch=2) is None and answer(batch=2) is None
         assert answer(hidden=torch.randn(1, FEW_QUERIES + 1, 32), capacity=99) is None
         assert target.engine.run_layers(layers, target.rotary, hidden, [None] * 4, 0, None, None) is None
