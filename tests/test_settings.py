@@ -24,6 +24,7 @@ from eesd.settings import (
     method_files,
     model_inputs,
     predicted_groups,
+    replay_costs,
     resolve_bench,
     resolve_corpus,
     resolve_head,
@@ -173,7 +174,7 @@ def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
 
 
 def test_overlays_merge_as_snakemake_merges_them(root: Path):
-    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml")
+    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml", "studies.yaml")
     files = [root / "config" / name for name in ("config.yaml", *shipped)]
     ours, theirs = {}, {}
     for file in files:
@@ -248,6 +249,15 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert method_files(load_config(), MODEL, "bfloat16") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
+
+
+def test_replays_name_their_cost_tables(tmp_path: Path):
+    measured = f"resources/hardware/{MODEL}.json"
+    assert replay_costs(load_config(), MODEL, "regret") == [measured]
+    own = load_config([overlay(tmp_path, "replays: {mine: {costs: [measured, nvidia-h200/llama-2-7b, a100.json]}}")])
+    found = replay_costs(own, MODEL, "mine")
+    assert (found[0], found[2]) == (measured, "a100.json")
+    assert json.loads(Path(found[1]).read_text())["model"] == "llama-2-7b"
 
 
 def test_a_medusa_tree_without_nodes_names_its_cost_table(tmp_path: Path):

@@ -106,14 +106,18 @@ class CostTable:
         )
 
 
-def read_costs(path: Path | str, exit_layer: int | None = None, context: str = VERIFIED) -> CostTable:
+def read_costs(
+    path: Path | str, exit_layer: int | None = None, context: str = VERIFIED, model: str | None = None
+) -> CostTable:
     """The cost table in a file of `eesd hardware`; EesdError with its path for anything that is not one.
 
     exit_layer: where the head exits that the costs are for; another one in the table is an error. context: what that
-    head reads, as in its card: one that reads `verified` states processes accepted tokens again.
+    head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: whose drafts
+    are priced, if those of one model may be taken for another's, whose head then exits where its table says.
     """
     found = _read(path)
-    if exit_layer not in (None, found.exit_layer):
+    borrowed = model is not None and found.model != model
+    if not borrowed and exit_layer not in (None, found.exit_layer):
         raise EesdError(
             f"{path}: measured with an exit after layer {found.exit_layer}, but the head exits after layer "
             f"{exit_layer}. Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
@@ -135,6 +139,7 @@ def read_verification(path: Path | str, context: int) -> tuple[float, tuple[floa
 class _Measured(NamedTuple):
     """A file of `eesd hardware`; seconds by (piece, query tokens, context tokens)."""
 
+    model: str
     hardware: str
     exit_layer: int
     seconds: dict[tuple[str, int, int], float]
@@ -155,7 +160,7 @@ def _read(path: Path | str) -> _Measured:
         raise EesdError(f"{path}: {path_name} of {query} tokens at context {context} has no time above zero.")
     if not seconds:
         raise EesdError(f"{path}: an empty cost table. Measure again with `eesd hardware`.")
-    return _Measured(hardware, exit_layer, seconds, decisions)
+    return _Measured(found["model"], hardware, exit_layer, seconds, decisions)
 
 
 def _cost(

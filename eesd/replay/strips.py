@@ -34,7 +34,7 @@ def write_strips_table(traces: Sequence[Path], costs: Path, settings: Mapping[st
     chosen = expand(settings["controllers"])
     records = []
     for trace in found:
-        table = read_costs(costs, trace.facts.exit_layer, trace.facts.context)
+        table = read_costs(costs, trace.facts.exit_layer, trace.facts.context, trace.facts.model)
         item = median_item(trace)
         who = {key: getattr(trace.facts, key) for key in ("model", "task", "drafter")}
         for label, rounds in _lines(trace, item, table, chosen):

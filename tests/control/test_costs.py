@@ -92,6 +92,9 @@ def test_other_files_and_heads_are_refused(tmp_path: Path):
     path = write_costs(tmp_path / "toy.json")
     with pytest.raises(EesdError, match="measured with an exit after layer 4, but the head exits after layer 8"):
         read_costs(path, exit_layer=8)
+    with pytest.raises(EesdError, match="exit after layer 4"):
+        read_costs(path, exit_layer=8, model="toy")
+    assert read_costs(path, exit_layer=8, model="another").costs == read_costs(path).costs
     with pytest.raises(
         EesdError, match=r"no cost of verifying 17 tokens, which drafts of k = 16 need.*largest k is 15"
     ):

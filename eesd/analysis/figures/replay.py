@@ -77,40 +77,53 @@ def _titles(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 @FIGURES.register("replay_regret")
 def draw_regret(tables_dir: Path) -> Figure:
-    """Bars: predicted speedup of the oracle, then of every setting with its interval, best mean first.
+    """Bars for every hardware: predicted speedup of the oracle, then of the settings with intervals, best mean first.
 
     Lines: vanilla, and the best static k of this task chosen in hindsight.
     """
-    table = _one_hardware(read_replay(tables_dir))
-    panels = _titles(table)
-    rated = table[table["controller"] != ORACLE]
-    order = list(rated.groupby("label")["predicted_speedup"].mean().sort_values(ascending=False).index)
-    if not order:
+    table = read_replay(tables_dir)
+    if not (table["controller"] != ORACLE).any():
         raise EesdError(
             f"{tables_dir / 'replay.csv'}: no controller beside the oracle, so there is nothing to compare."
         )
-    order.insert(0, ORACLE)
     color = {label: COLORS.get(name, "0.4") for name, label in zip(table["controller"], table["label"], strict=True)}
-    band = style.Band(table["hardware"].iloc[0], [title for title, _ in panels], style.LINE_IN * len(order))
-    drawing, axes = style.grid([band])
-    for (title, own), panel in zip(panels, axes[0], strict=True):
-        bars = own.set_index("label")
-        for line, label in enumerate(order):
-            speedup, low, high = bars.loc[label, ["predicted_speedup", "ci_low", "ci_high"]].astype(float)
-            panel.barh(line, speedup, 0.7, color=color[label])
-            panel.plot([low, high], [line, line], color="0.15", linewidth=0.8)  # nothing where there is no interval
-            note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 6}
-            note["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
-            panel.annotate(f"{speedup:.2f}", (max(speedup, 0 if isnan(high) else high), line), **note)
-        panel.axvline(1, **VANILLA)
-        hindsight = own["predicted_speedup"].iloc[0] / own["of_best_static"].iloc[0]
-        panel.axvline(hindsight, color=COLORS[STATIC], linewidth=0.9, linestyle=(0, (4, 2)))
-        panel.set_xlim(0, 1.15 * float(table[["predicted_speedup", "ci_high"]].max().max()))
-        panel.set_yticks(range(len(order)), order)
-        panel.set_ylim(len(order) - 0.4, -0.6)
-        panel.set_xlabel("predicted speedup")
-        style.panel_title(panel, title, below_band_title=True)
+    parts = [(hardware, part, _best_first(part)) for hardware, part in table.groupby("hardware", sort=False)]
+    bands = [
+        style.Band(hardware, [title for title, _ in _titles(part)], style.LINE_IN * len(order))
+        for hardware, part, order in parts
+    ]
+    drawing, axes = style.grid(bands)
+    for (_, part, order), row in zip(parts, axes, strict=True):
+        for (title, own), panel in zip(_titles(part), row, strict=True):
+            _draw_bars(panel, own, order, color)
+            panel.set_xlim(0, 1.15 * float(part[["predicted_speedup", "ci_high"]].max().max()))
+            style.panel_title(panel, title, below_band_title=True)
+            if part is parts[-1][1]:
+                panel.set_xlabel("predicted speedup")
     return drawing
+
+
+def _best_first(part: pd.DataFrame) -> list[str]:
+    """Labels of the settings on one hardware, best mean first, under the oracle."""
+    rated = part[part["controller"] != ORACLE]
+    return [ORACLE, *rated.groupby("label")["predicted_speedup"].mean().sort_values(ascending=False).index]
+
+
+def _draw_bars(panel: Axes, own: pd.DataFrame, order: list[str], color: dict[str, str]) -> None:
+    """The settings of one task on one hardware."""
+    bars = own.set_index("label")
+    for line, label in enumerate(order):
+        speedup, low, high = bars.loc[label, ["predicted_speedup", "ci_low", "ci_high"]].astype(float)
+        panel.barh(line, speedup, 0.7, color=color[label])
+        panel.plot([low, high], [line, line], color="0.15", linewidth=0.8)  # nothing where there is no interval
+        note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 6}
+        note["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+        panel.annotate(f"{speedup:.2f}", (max(speedup, 0 if isnan(high) else high), line), **note)
+    panel.axvline(1, **VANILLA)
+    hindsight = own["predicted_speedup"].iloc[0] / own["of_best_static"].iloc[0]
+    panel.axvline(hindsight, color=COLORS[STATIC], linewidth=0.9, linestyle=(0, (4, 2)))
+    panel.set_yticks(range(len(order)), order)
+    panel.set_ylim(len(order) - 0.4, -0.6)
 
 
 @FIGURES.register("replay_steps")
