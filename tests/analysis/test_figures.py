@@ -97,7 +97,7 @@ def test_replays_show_every_controller_oracle_and_task(tables_dir: Path) -> None
     assert "forget" in text and "prior" in text
 
 
-def test_sensitivity_has_a_map_for_every_cost_table(tmp_path: Path) -> None:
+def test_every_cost_table_has_a_map_and_a_band_of_bars(tmp_path: Path) -> None:
     dear = [
         {**piece, "seconds": 3 * piece["seconds"]} for piece in json.loads(costs(tmp_path, "a").read_text())["costs"]
     ]
@@ -108,6 +108,8 @@ def test_sensitivity_has_a_map_for_every_cost_table(tmp_path: Path) -> None:
     write_replay_table([tmp_path / "asdiv.safetensors"], tables, settings, tmp_path / "replay.csv", workers=1)
     text = svg("replay_sensitivity", tmp_path)
     assert all(f"Beta-TS, toy, float32, {device}" in text for device in ("slow CPU", "GPU of 7B", "GPU of 70B"))
+    text = svg("replay_regret", tmp_path)
+    assert all(text.count(f"toy, float32, {device}") == 1 for device in ("slow CPU", "GPU of 7B", "GPU of 70B"))
 
 
 def costs(folder: Path, device: str, **changes) -> Path:
