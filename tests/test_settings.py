@@ -174,7 +174,7 @@ def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
 
 
 def test_overlays_merge_as_snakemake_merges_them(root: Path):
-    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml", "studies.yaml")
+    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml", "studies.yaml", "heads.yaml")
     files = [root / "config" / name for name in ("config.yaml", *shipped)]
     ours, theirs = {}, {}
     for file in files:
