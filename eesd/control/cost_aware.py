@@ -15,6 +15,9 @@ from eesd.control.calibration import Calibration
 from eesd.control.costs import CostTable
 from eesd.control.thompson import CaliTS
 
+# Tokens that the rate over all positions must outweigh.
+SHRUNK = 16
+
 
 @CONTROLLERS.register("cost_ts")
 @dataclass
@@ -23,14 +26,15 @@ class CostTS(CaliTS):
 
     S is the product of Cali-TS draws for the tokens drafted so far. The next token's confidence is not known yet:
     theta ~ Beta(kappa m + s, kappa (1 - m) + f), where s and f count what came after tokens of the same bin as the last
-    one, or at the start of drafts, and m is the rate over all of them. It may draft nothing at all.
+    one, or at the start of drafts, and m is the rate over all of them, shrunk to 1/2 while they are few: after a bad
+    start it must not stop drafting, and so learning. It may draft nothing at all.
 
     memory: weight in [0, 1) of past rounds in rho, the running tokens over the running seconds, which start as a
     vanilla token. context: tokens in the cache at which costs are read.
     """
 
     uses_costs: ClassVar[bool] = True
-    kappa: float = 16.0
+    kappa: float = 64.0
     memory: float = 0.95
     context: int = 256
     seconds: list[float] = field(default_factory=lambda: [1.0], init=False, repr=False, compare=False)
@@ -62,7 +66,7 @@ class CostTS(CaliTS):
     def worth(self, drafted: int, so_far: float) -> bool:
         """Whether one token more than `drafted` pays, the ones before being accepted with probability `so_far`."""
         after = self.round_bins[-1] if drafted else self.bins
-        rate = (1 + self.hits) / (2 + self.hits + self.misses)
+        rate = (SHRUNK / 2 + self.hits) / (SHRUNK + self.hits + self.misses)
         theta = self.random.betavariate(
             self.kappa * rate + self.next_hits[after], self.kappa * (1 - rate) + self.next_misses[after]
         )
