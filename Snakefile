@@ -50,11 +50,10 @@ rule figures:
         figure_files(),
 
 
-# The studies alone: what choices in training a head are worth.
+# The studies of run.studies alone: what choices in training a head are worth.
 rule studies:
     input:
-        expand("results/studies/{model}/{study}/heads.csv", model=config["run"]["models"], study=config["run"]["studies"]),
-        [file for file in figure_files() if "/studies/" in file],
+        lambda wildcards: study_files(),
 
 
 # Copy what was measured to published/, for everybody to redraw; the README's results come from there.

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from eesd.errors import EesdError, unknown
 Config = dict[str, Any]
 
 BASELINE = "vanilla"
+MEASURED = "measured"  # as a cost table: the one that the workflow measures for the model
+PUBLISHED_HARDWARE = Path(__file__).parents[1] / "published" / "hardware"
 # The key of a method that each drafter needs, and that no drafter without it takes.
 DRAFTER_KEYS = {
     "exit_head": "head",
@@ -187,8 +190,10 @@ def _check_priced(config: Config) -> None:
     """The cost table that the workflow measures knows one exit layer: what runs and reads it must exit there."""
     readers = [(f"methods.{name}", [config["methods"][name]["head"]]) for name in _priced_methods(config)]
     for name in config["run"]["replays"]:
-        if "measured" in (config["replays"][name]["costs"] or ["measured"]):
+        if MEASURED in (config["replays"][name]["costs"] or [MEASURED]):
             readers.append((f"replays.{name}", config["replays"][name]["heads"]))
+        for table in config["replays"][name]["costs"] or []:
+            _check_costs(config, table, f"replays.{name}", config["replays"][name]["heads"])
     measured = config["hardware"]["exit_layer"]
     for where, heads in readers:
         for head in heads:
@@ -199,6 +204,37 @@ def _check_priced(config: Config) -> None:
                     f"head '{head}' exits at layer {layer}, but the cost table is measured for {measured} "
                     "(hardware.exit_layer). Set that, or name `costs` of this layer.",
                 )
+
+
+def published_costs(name: str) -> Path | None:
+    """The published cost table of this name; None if it is a file of the user's. Relative to here where possible."""
+    path = PUBLISHED_HARDWARE / f"{name}.json"
+    if not path.is_file():
+        return None
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _check_costs(config: Config, name: str, where: str, heads: Iterable[str]) -> None:
+    """A cost table goes by the name of a published one, or is a file; one of a model that runs knows its exit layer."""
+    path = published_costs(name)
+    if path is None:
+        if name != MEASURED and not Path(name).exists() and not name.endswith(".json"):
+            known = [str(file.relative_to(PUBLISHED_HARDWARE))[: -len(".json")] for file in _published_tables()]
+            raise _mistake(f"{where}.costs", unknown("cost table", name, [MEASURED, *known]))
+        return
+    table = json.loads(path.read_text())
+    for head in heads if table["model"] in config["run"]["models"] else []:
+        layer = config["heads"][head]["exit_layer"]
+        if layer != table["exit_layer"]:
+            raise _mistake(
+                f"{where}.costs",
+                f"head '{head}' exits at layer {layer}, but table '{name}' of the same model is measured for "
+                f"{table['exit_layer']}. Leave it out, or measure one for this layer and name its file.",
+            )
+
+
+def _published_tables() -> list[Path]:
+    return sorted(PUBLISHED_HARDWARE.glob("*/*.json"))
 
 
 def _priced_methods(config: Config) -> list[str]:

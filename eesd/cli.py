@@ -8,7 +8,6 @@ Imports happen inside the commands: redrawing a figure does not load torch.
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from pathlib import Path
@@ -19,14 +18,9 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from eesd.errors import EesdError
+from eesd.files import is_disk_full
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
-
-
-def _disk_is_full(error: Exception) -> bool:
-    # safetensors tells the system's error number in its text only.
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in codes or any(f"os error {code})" in str(error) for code in codes)
 
 
 class Commands(TyperGroup):
@@ -40,7 +34,7 @@ class Commands(TyperGroup):
             print(f"error: {error}", file=sys.stderr)
             ctx.exit(1)
         except (OSError, SafetensorError) as error:
-            if not _disk_is_full(error):
+            if not is_disk_full(error):
                 raise
             print(
                 f"error: the disk is full ({error}). Free some space and run the same command again; finished parts "
@@ -116,13 +110,9 @@ def train(
     out: Annotated[list[Path], typer.Option(help="folder of a head; as many as settings, in the same order")],
 ) -> None:
     """Train a draft head on a corpus, or several in one pass."""
-    from eesd.distill.train import train_heads
+    from eesd.distill.train import pair, train_heads
 
-    if len(settings) != len(set(out)):
-        raise EesdError(
-            f"{len(settings)} --settings, but {len(set(out))} folders --out. Give one of each for every head."
-        )
-    train_heads(model, corpus, dict(zip(out, map(_settings, settings), strict=True)))
+    train_heads(model, corpus, pair(out, [_settings(text) for text in settings]))
 
 
 @app.command()

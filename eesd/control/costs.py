@@ -112,8 +112,8 @@ def read_costs(
     """The cost table in a file of `eesd hardware`; EesdError with its path for anything that is not one.
 
     exit_layer: where the head exits that the costs are for; another one in the table is an error. context: what that
-    head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: whose drafts
-    are priced, if those of one model may be taken for another's, whose head then exits where its table says.
+    head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: of the drafts,
+    where a table of another model may price them too, whatever its exit layer.
     """
     found = _read(path)
     borrowed = model is not None and found.model != model

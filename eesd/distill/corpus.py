@@ -10,7 +10,7 @@ With `text: reference` the training part holds the tasks' own answers, read by t
 training without self-distillation. Heads are still calibrated and judged on what the target writes.
 
 With `states: recomputed` it holds the texts alone, a thousandth of the space, for heads of any exit layer: training
-runs the whole target on every batch, which a GPU does faster than a disk reads.
+runs the whole target on every batch.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Shard:
 def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
     """Generate every shard that is missing, write `corpus.json`, and move the finished folder to `out`."""
     target = load_target(model_dir, settings["dtype"])
+    # As this machine decides: states that another one computes again are to be of the same type.
+    settings = {**settings, "dtype": str(target.dtype).removeprefix("torch.")}
     attach_engine(target)
     tokenizer = load_tokenizer(model_dir)
     for layer in settings["exit_layers"]:

@@ -20,7 +20,7 @@ from eesd.distill.record import Trace
 POSITIONS = 6  # draft positions that agreement is reported for
 CANDIDATES = 10  # most probable tokens of a draft position whose accuracy is measured
 CHAIN = 8  # longest chain, K_max
-BATCH = 32
+BATCH = 8
 
 
 @torch.inference_mode()

@@ -9,6 +9,8 @@ position before. (The idea of reading early states through an affine map is the 
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,9 +22,9 @@ from eesd.models.transformer import Transformer
 
 # Of the mean variance of the inputs: enough to keep rare directions from being fitted to noise.
 RIDGE = 1e-3
-CHUNK = 64
-# Generated tokens that are enough for the map: hundreds for each of its inputs.
-ENOUGH = 300_000
+CHUNK = 32
+# Generated tokens for each input of the map that are enough.
+ENOUGH = 256
 
 
 @torch.inference_mode()
@@ -36,11 +38,13 @@ def fit_lens(
     """Weight [hidden, inputs] and bias [hidden] with the least squared error over the generated positions.
 
     inputs: the state at the exit, then (deep) the context, hidden each. complete: gives traces their states. Of a large
-    corpus every so many-th trace is taken.
+    corpus a random part is taken.
     """
-    traces = traces[:: max(1, sum(trace.answer_tokens for trace in traces) // ENOUGH)]
     size, device = target.config.hidden_size, target.device
     count = (2 if deep else 1) * size + 1
+    share = ENOUGH * count / max(1, sum(trace.answer_tokens for trace in traces))
+    if share < 1:
+        traces = random.Random(0).sample(traces, math.ceil(share * len(traces)))
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
     moment = torch.zeros(count, size, dtype=torch.float64, device=device)
     for start in range(0, len(traces), CHUNK):

@@ -26,7 +26,7 @@ TEACHER_TOP = 64
 # Retiring rows copies the cache; worth it once this share of the rows is done.
 RETIRE_SHARE = 0.25
 # Positions whose laws over the vocabulary are held at once.
-LAWS = 4096
+LAWS = 1024
 
 
 @dataclass
@@ -153,7 +153,8 @@ def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -
     """The same texts with states after each of the `layers` and the teacher's labels, all on the target's device."""
     # The last token is predicted and not fed.
     fed = torch.nn.utils.rnn.pad_sequence([text.tokens[:-1].long() for text in texts], batch_first=True)
-    cache = target.new_cache(fed.shape[1], batch=len(texts))
+    # Only the CPU engine reads keys from a cache; torch has them at hand, and all at once they would fill a GPU.
+    cache = target.new_cache(fed.shape[1], batch=len(texts)) if target.device.type == "cpu" else None
     states, final = _run_by_exits(target, target.embed(fed.to(target.device)), layers, cache, 0)
     stored = {n: _storable(n, layer_states) for n, layer_states in states.items()}
     answers = [slice(text.prompt_tokens - 1, len(text.tokens) - 1) for text in texts]
@@ -176,7 +177,7 @@ def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -
 def _storable(layer: int, states: Tensor) -> Tensor:
     stored = states.to(torch.float16)
     if not stored.isfinite().all():
-        raise EesdError(f"States of layer {layer} exceed float16, in which they are stored. Choose another exit_layer.")
+        raise EesdError(f"States of layer {layer} exceed float16, in which heads learn. Choose another exit_layer.")
     return stored
 
 
@@ -187,7 +188,7 @@ def _teacher(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _run_by_exits(
-    target: Transformer, hidden: Tensor, layers: Sequence[int], cache: KVCache, slots: int | Tensor
+    target: Transformer, hidden: Tensor, layers: Sequence[int], cache: KVCache | None, slots: int | Tensor
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Run all layers, keeping the states after each of `layers`: ({layer: [batch, seq, hidden]}, final states)."""
     states, start = {}, 0

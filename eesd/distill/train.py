@@ -89,7 +89,17 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "corpus": index["settings"],
         }
         write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
+    for training in trainings:  # when all are written: one that is interrupted before goes on from its last step
         shutil.rmtree(training.work, ignore_errors=True)
+
+
+def pair(folders: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:
+    """Settings by folder, in order; EesdError unless there is a folder of its own for each."""
+    if not len(folders) == len(set(folders)) == len(settings):
+        raise EesdError(
+            f"{len(settings)} --settings and {len(set(folders))} different --out: give one of each for every head."
+        )
+    return dict(zip(folders, settings, strict=True))
 
 
 def shared_settings(heads: Mapping[Path, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -208,9 +218,9 @@ def optimise(trainings: Sequence[Training], traces: Sequence[Trace], held_out: M
                     )
             bar.update()
             if index == per_epoch - 1:
-                first = [evaluate(trainings[0].student, held_out[task])["top1"][0] for task in sorted(held_out)]
+                first = [evaluate(learning[0].student, held_out[task])["top1"][0] for task in sorted(held_out)]
                 bar.set_postfix_str(f"loss {losses[0]:.3f}, held-out top-1 {sum(first) / len(first):.3f}")
-            if perf_counter() - saved > CHECKPOINT_INTERVAL_S:
+            if perf_counter() - saved > CHECKPOINT_INTERVAL_S or step == total - 1:
                 saved = perf_counter()
                 for training in trainings:
                     training.save(saved - began)

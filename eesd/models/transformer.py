@@ -187,7 +187,7 @@ def causal_mask(
     those up to the highest, for which a tensor is read.
     """
     if isinstance(slots, int):
-        # A text from its start needs no mask, which spares a GPU all that such a mask keeps from its fused kernels.
+        # The fused causal kernels of a GPU take no mask.
         whole = slots == 0 and seq > FEW_QUERIES and live in (None, seq)
         if (seq == 1 or whole) and (window is None or slots + seq <= window):
             return None

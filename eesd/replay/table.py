@@ -44,6 +44,7 @@ def write_replay_table(
     """Replay all settings on all traces and write replay.csv, sorted as the arguments are."""
     for cache in (_trace, _clock):  # files may have changed since an earlier call
         cache.cache_clear()
+    costs = _first_of_each(costs)
     check_same_model([_trace(path) for path in traces])
     chosen = expand(settings["controllers"])
     chunks = [chosen[first : first + CHUNK] for first in range(0, len(chosen), CHUNK)]
@@ -57,6 +58,14 @@ def write_replay_table(
     table = _compared(pd.DataFrame(records))[list(COLUMNS["replay"])]
     write_csv(table, out)
     return table
+
+
+def _first_of_each(costs: Sequence[Path]) -> list[Path]:
+    """The cost tables without those of a model and machine that an earlier one is of: measured here and published."""
+    found: dict[str, Path] = {}
+    for path in costs:
+        found.setdefault(read_costs(path).hardware, path)
+    return list(found.values())
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from eesd.replay.prediction import write_prediction_table
 from eesd.replay.strips import write_strips_table
 from eesd.replay.table import write_replay_table
 from eesd.replay.trace import write_trace
-from tests.analysis.factory import realistic_rows, write_card, write_costs, write_rows, write_study
+from tests.analysis.factory import realistic_rows, write_card, write_costs, write_exits, write_rows, write_study
 from tests.replay.factory import live_rows, random_trace
 
 
@@ -38,5 +39,6 @@ def tables_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_strips_table(traces, folder / "toy.json", alone, folder / "tables" / "strips.csv")
     rows = write_rows(folder / "traced.jsonl", [row for path in traces for row in live_rows(random_trace(path.stem))])
     write_prediction_table(traces, [rows], folder / "toy.json", folder / "tables" / "prediction.csv")
+    shutil.copy(write_exits(folder / "exits"), folder / "tables")
     write_study(folder / "tables" / "study", "exit_layer", [2, 4, 8], seeds=3)
     return folder / "tables"

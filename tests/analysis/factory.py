@@ -171,6 +171,25 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
     return path
 
 
+def write_exits(folder: Path) -> Path:
+    """exit_layers.csv of two rules on heads of three depths."""
+    from eesd.analysis.tables import write_tables
+
+    rows, cards = [], []
+    for index in range(4):
+        rows.append(make_row("vanilla", f"asdiv-{index}"))
+        for layer in (2, 4, 8):
+            for rule in ({"name": "static", "k": 2}, {"name": "draft_verify"}):
+                settings = {"drafter": "exit_head", "head": f"exit{layer}", "controller": rule}
+                seconds = split_seconds(0.6 + 0.02 * layer + 0.01 * index)
+                name = f"exit{layer}_{rule['name']}"
+                rows.append(make_row(name, f"asdiv-{index}", settings=settings, seconds=seconds))
+    for layer in (2, 4, 8):
+        cards.append(write_card(folder / f"exit{layer}" / "card.json", f"exit{layer}", exit_layer=layer))
+    write_tables([write_rows(folder / "rows.jsonl", rows)], cards, folder)
+    return folder / "exit_layers.csv"
+
+
 def write_study(
     folder: Path, key: str, values: list[Any], seeds: int = 1, others: dict[str, Any] | None = None
 ) -> Path:

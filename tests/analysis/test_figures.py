@@ -28,6 +28,7 @@ NAMES = [
     "discards",
     "divergence_gaps",
     "engine",
+    "exit_layers",
     "heads",
     "heads_by_position",
     "prediction",
@@ -70,6 +71,11 @@ def test_speedup_has_both_baselines_and_counts(tables_dir: Path) -> None:
     text = svg("speedup", tables_dir)
     for words in ("speedup over our vanilla", "speedup over HF generate", "ASDiv (n = 6)", "static k = 2", "EESD"):
         assert words in text
+
+
+def test_exit_layers_have_a_line_for_what_they_share(tables_dir: Path) -> None:
+    text = svg("exit_layers", tables_dir)
+    assert all(word in text for word in ("static k = 2", "draft_verify", "exit layer", "ASDiv (n = 4)"))
 
 
 def test_rounds_are_drawn_against_vanilla(tables_dir: Path, tmp_path: Path) -> None:

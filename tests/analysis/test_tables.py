@@ -184,6 +184,17 @@ def test_columns_are_the_documented_ones(tables_dir: Path) -> None:
         assert header == ",".join(COLUMNS[name])
 
 
+def test_exit_layers_are_compared_where_nothing_else_differs(tables_dir: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(tables_dir / "exit_layers.csv")
+    assert set(table["exit_layer"]) == {2, 4, 8}
+    assert set(table["series"]) == {"static k = 2, context none", "draft_verify, context none"}
+    assert (table.groupby("exit_layer")["speedup"].first().diff().dropna() < 0).all(), "deeper was made slower"
+    settings = {"head": "exit4", "controller": {"name": "static", "k": 2}}
+    rows = [make_row("vanilla"), make_row("a", settings=settings)]
+    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [write_card(tmp_path / "card.json")], tmp_path)
+    assert not (tmp_path / "exit_layers.csv").exists(), "one depth compares nothing"
+
+
 def test_equal_rows_give_identical_bytes(tmp_path: Path) -> None:
     rows = realistic_rows(n_items=3)
     card = write_card(tmp_path / "card.json")

@@ -42,6 +42,7 @@ def settings(model, tmp_path_factory):
         "max_new_tokens": 8,
         "max_prompt_tokens": 400,
         "text": "generated",
+        "states": "stored",
         "temperatures": [0.0],
         "batch": 4,
         "seed": 0,

@@ -16,7 +16,6 @@ from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.corpus import generate_corpus, read_corpus
 from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import choose_vocabulary, make_student
-from eesd.distill.record import reread
 from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_heads
 from eesd.drafting.exit_head import load_exit_head
 from eesd.drafting.medusa import load_medusa_heads
@@ -24,7 +23,7 @@ from eesd.errors import EesdError
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import fingerprint
 from eesd.tasks import TASKS, DataSource, encode_prompt
-from tests.toys import write_tiny_data, write_tiny_model
+from tests.toys import write_tiny_model
 
 MEDUSA = {"kind": "medusa", "medusa_heads": 3}
 HEAD = {
@@ -44,40 +43,6 @@ HEAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    return {
-        "tasks": ["asdiv"],
-        "train_answers": 12,
-        "calibration_answers": 4,
-        "evaluation_answers": 4,
-        "tokens": None,
-        "max_new_tokens": 10,
-        "max_prompt_tokens": 400,
-        "text": "generated",
-        "states": "stored",
-        "temperatures": [0.0],
-        "batch": 4,
-        "seed": 0,
-        "exit_layers": [2],
-        "dtype": "float32",
-        "resources": "resources",
-        "data_dir": str(write_tiny_data(tmp_path_factory.mktemp("data"))),
-    }
-
-
-@pytest.fixture(scope="module")
-def corpus(model, settings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("corpus") / "default"
-    generate_corpus(model, settings, out)
-    return out
-
-
 def test_corpus_holds_what_was_asked_for(corpus):
     index = json.loads((corpus / "corpus.json").read_text())
     assert sum(entry["rows"] for entry in index["shards"].values()) == 20
@@ -86,80 +51,6 @@ def test_corpus_holds_what_was_asked_for(corpus):
     assert index["generated_tokens"]["train"]["asdiv"] == sum(len(t.teacher_ids) for t in train)
     held_out = {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in read_corpus(corpus, [2], "calibration")["asdiv"]}
     assert not held_out & {tuple(t.tokens[: t.prompt_tokens].tolist()) for t in train}
-
-
-@pytest.mark.parametrize("kind", [{}, {"context": "verified", "init": "lens"}, MEDUSA], ids=["paper", "deep", "medusa"])
-def test_states_computed_again_are_those_that_were_stored(model, settings, corpus, tmp_path, kind):
-    texts = tmp_path / "texts"
-    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
-    for shard in texts.glob("*.safetensors"):
-        assert sorted(load_file(shard)) == ["lengths", "tokens"]
-    target, found = load_target(model, "float32"), {}
-    for folder in (corpus, texts):
-        traces = read_corpus(folder, [2, 4], "train")["asdiv"]
-        student = make_student(
-            {**HEAD, **kind, "vocab_rows": "full"},
-            target,
-            traces,
-            complete=lambda texts: texts if texts[0].states else reread(target, texts, [2, 4]),
-        )
-        found[folder] = student.batch(traces), dict(student.module.named_parameters())
-    (stored, weights), (again, others) = found.values()
-    for name, value in vars(stored).items():
-        if name == "teacher_ids":  # of tokens that are hardly ever given, the order is rounding
-            assert torch.equal(value[..., 0], again.teacher_ids[..., 0])
-        elif isinstance(value, torch.Tensor) and name != "teacher_probs":
-            torch.testing.assert_close(getattr(again, name), value, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(again.teacher_probs, stored.teacher_probs, rtol=2e-3, atol=1e-3)
-    for name, weight in weights.items():
-        torch.testing.assert_close(others[name], weight, rtol=5e-2, atol=5e-2)
-
-
-def test_heads_of_one_pass_are_those_of_passes_of_their_own(model, settings, tmp_path, monkeypatch):
-    texts = tmp_path / "texts"
-    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
-    heads = {
-        "a": {**HEAD, "epochs": 1},
-        "b": {**HEAD, **MEDUSA, "epochs": 1},
-        "c": {**HEAD, "exit_layer": 3, "epochs": 1},
-    }
-    for name, head in heads.items():
-        train_heads(model, texts, {tmp_path / "alone" / name: head})
-    monkeypatch.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
-    original, calls = train_module.batch_loss, []
-
-    def failing(*args):
-        calls.append(1)
-        if len(calls) == 5:  # the second head's second step
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(train_module, "batch_loss", failing)
-    together = {tmp_path / "together" / name: head for name, head in heads.items()}
-    with pytest.raises(KeyboardInterrupt):
-        train_heads(model, texts, together)
-    train_heads(model, texts, together)
-    for name in heads:
-        alone, beside = (load_file(tmp_path / way / name / "head.safetensors") for way in ("alone", "together"))
-        assert alone.keys() == beside.keys()
-        for key, tensor in alone.items():
-            assert torch.equal(tensor, beside[key]), (name, key)
-    card = json.loads((tmp_path / "together" / "b" / "card.json").read_text())
-    assert card["trained_with"] == ["a", "c"]
-
-
-def test_heads_that_go_through_the_corpus_differently_do_not_share_a_pass(model, corpus, tmp_path):
-    with pytest.raises(EesdError, match=r"share train_tokens, batch, epochs, seed; here batch is \[4, 8\]"):
-        train_heads(model, corpus, {tmp_path / "a": HEAD, tmp_path / "b": {**HEAD, "batch": 8}})
-
-
-def test_a_corpus_of_texts_serves_every_exit_layer(model, settings, tmp_path):
-    texts = tmp_path / "texts"
-    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
-    for exit_layer in (1, 3):
-        train_heads(model, texts, {tmp_path / f"n{exit_layer}": {**HEAD, "exit_layer": exit_layer, "epochs": 1}})
-        card = json.loads((tmp_path / f"n{exit_layer}" / "card.json").read_text())
-        assert card["exit_layer"] == exit_layer and 0 <= card["agreement"]["asdiv"]["top1"][0] <= 1
 
 
 def test_interrupted_corpus_goes_on_without_repeating_shards(model, settings, corpus, tmp_path, monkeypatch):

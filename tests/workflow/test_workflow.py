@@ -27,12 +27,19 @@ def bench_jobs(output: str) -> set[str]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_shipped_configuration_plans(snakemake, root: Path, config: str):
-    overlay = [] if config == "config.yaml" else ["--configfile", str(root / "config" / config)]
+def test_every_shipped_configuration_plans(snakemake, root: Path, tmp_path: Path, config: str):
+    names = {"config.yaml": [], "gsm8k.yaml": ["best.yaml", "gsm8k.yaml"]}.get(config, [config])
+    if config == "gsm8k.yaml":
+        (tmp_path / "data").mkdir()
+    overlay = ["--configfile", *(str(root / "config" / name) for name in names)] if names else []
     result = snakemake("--dry-run", *overlay)
     assert result.returncode == 0, result.stdout
     jobs = planned(result.stdout)
-    heads = {"take_head"} if config in ("best.yaml", "certificate.yaml") else {"generate_corpus", "train_head"}
+    heads = (
+        {"take_head"}
+        if config in ("best.yaml", "certificate.yaml", "gsm8k.yaml")
+        else {"generate_corpus", "train_head"}
+    )
     assert {"convert_model", *heads, "bench_group", "make_tables", "draw_speedup"} <= jobs.keys()
     assert not {"take_head", "train_head"} <= jobs.keys()
     assert len(bench_jobs(result.stdout)) == jobs["bench_group"]
@@ -156,3 +163,12 @@ def test_a_study_that_is_not_listed_says_so(snakemake):
     result = snakemake("--dry-run", "figures/smollm2-135m/studies/init.svg")
     assert result.returncode == 1
     assert "Unknown study among run.studies 'init'" in result.stdout
+
+
+def test_studies_are_a_target_of_their_own(snakemake, root: Path):
+    result = snakemake("--dry-run", "studies", "--configfile", str(root / "config" / "studies.yaml"))
+    assert result.returncode == 0, result.stdout
+    jobs = planned(result.stdout)
+    assert jobs["tabulate_study"] == jobs["draw_study"] == 7 and "bench_group" not in jobs
+    result = snakemake("--dry-run", "studies")
+    assert result.returncode != 0 and "No study runs: list some under run.studies" in result.stdout

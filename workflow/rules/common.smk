@@ -52,13 +52,17 @@ FIGURES = [
     "divergence_gaps",
     "engine",
 ]
+# Only where methods differ in nothing but the exit layer.
+if settings.compares_exits(config):
+    TABLES.append("exit_layers")
+    FIGURES.append("exit_layers")
 FORMATS = ["pdf", "png", "svg"]
 # The report answers questions; figures and tables stand under the one that they speak to.
 QUESTIONS = {
     "1 Is it faster?": ["speedup", "comparisons", "ranking", "viewer"],
     "2 Why?": ["acceptance", "rounds", "round_cost", "discards", "time_split", "engine", "prediction"],
     "3 Is it lossless?": ["lossless", "divergences", "divergence_gaps", "sampling", "quality"],
-    "4 What do heads learn?": ["heads", "heads_by_position", "calibration", "reliability", "study"],
+    "4 What do heads learn?": ["heads", "heads_by_position", "calibration", "reliability", "study", "exit_layers"],
     "5 When to stop drafting?": ["replay"],
     "6 Where is it from?": ["provenance"],
 }
@@ -140,6 +144,17 @@ def figure_files():
     page = ["figures/viewer.html"] if views and there(*views) else []
     drawn = [figure for figure, table in figure_tables().items() if there(table)]
     return expand("figures/{figure}.{format}", figure=drawn, format=FORMATS) + page
+
+
+def study_files():
+    """Tables and figures of all studies that run; WorkflowError without any, when a plan for them is made."""
+    run = config["run"]
+    if not run["studies"]:
+        raise WorkflowError("No study runs: list some under run.studies, or take --configfile config/studies.yaml.")
+    tables = expand("results/studies/{model}/{study}/heads.csv", model=run["models"], study=run["studies"])
+    return tables + expand(
+        "figures/{model}/studies/{study}.{format}", model=run["models"], study=run["studies"], format=FORMATS
+    )
 
 
 def published_files():

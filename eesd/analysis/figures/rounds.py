@@ -1,4 +1,4 @@
-"""Figures that explain a speedup by its rounds: what a round costs against what it yields, and what it throws away.
+"""Figures that explain a speedup: what a round costs against what it yields, what it throws away, where drafts exit.
 
 A row of panels is one (model, group), a panel is one task, a point is one method, vanilla among
 them.
@@ -7,6 +7,8 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ CELL = ["model", "group", "task"]
 PANEL_IN = 1.5
 SPEEDUPS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 MARKERS = "osD^vPX<>"
+LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 @FIGURES.register("round_cost")
@@ -75,6 +78,32 @@ def draw_discards(tables_dir: Path) -> Figure:
 
     labels = ("discarded drafted tokens per output token", "verifications per output token")
     return _scatter(table, ("discarded", "verified"), labels, "work of a token, Pareto front", front)
+
+
+@FIGURES.register("exit_layers")
+def draw_exit_layers(tables_dir: Path) -> Figure:
+    """Speedup over vanilla against the layer that drafts exit at: a line for all that differ in nothing else."""
+    table = read_table(tables_dir, "exit_layers")
+    labels = list(dict.fromkeys(table["series"]))
+    looks = {
+        label: {"color": color, "marker": marker}
+        for label, color, marker in zip(labels, cycle(LINE_COLORS), cycle(MARKERS))
+    }
+    bands, contents = task_bands([(f"{place}: speedup over vanilla", part) for place, part in places(table)], "series")
+    drawing, panels = style.grid([replace(band, height_in=PANEL_IN) for band in bands], labels)
+    for band, (_, part), axes in zip(bands, contents, panels, strict=True):
+        for task, panel in zip(band.tasks, axes, strict=True):
+            own = part[part["task"] == task]
+            panel.axhline(1.0, color="0.2", linewidth=0.8)
+            for label, line in own.sort_values("exit_layer").groupby("series", sort=False):
+                panel.plot(line["exit_layer"], line["speedup"], label=label, markersize=3, linewidth=1, **looks[label])
+                panel.vlines(line["exit_layer"], line["ci_low"], line["ci_high"], color=looks[label]["color"], lw=0.8)
+            panel.set_xticks(sorted(own["exit_layer"].unique()))
+            panel.set_xlabel("exit layer")
+            style.panel_title(panel, f"{task_label(task)} (n = {own['n_items'].iloc[0]})", bool(band.title))
+        axes[0].set_ylabel("speedup")
+    style.key(drawing, panels, labels)
+    return drawing
 
 
 def _scatter(
