@@ -29,8 +29,8 @@ class CostTS(CaliTS):
     one, or at the start of drafts, and m is the rate over all of them, shrunk to 1/2 while they are few: after a bad
     start it must not stop drafting, and so learning. It may draft nothing at all.
 
-    kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1) of past rounds in rho, the running tokens over the running seconds, which start as a
-    vanilla token. context: tokens in the cache at which costs are read.
+    kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1) of past rounds in rho, the running tokens
+    over the running seconds, which start as a vanilla token. context: tokens in the cache at which costs are read.
     """
 
     uses_costs: ClassVar[bool] = True
