@@ -159,7 +159,7 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
     where = ["model", "task", "drafter", "hardware"]
     best = table[table["controller"] == ORACLE].set_index(where)
     if best.index.has_duplicates:
-        raise EesdError("Two traces of the same model, task and drafter, or a cost table twice: give each once.")
+        raise EesdError("Two traces of the same model, task and drafter: give each once.")
     records = []
     for key, seconds in zip(table[where].itertuples(index=False, name=None), table["seconds"], strict=True):
         same = best.loc[key]
