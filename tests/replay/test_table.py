@@ -132,6 +132,16 @@ def test_bad_input_is_one_message(tmp_path: Path, costs_file: Path):
         read_trace(tmp_path / "no.safetensors")
 
 
+def test_a_table_of_the_same_model_and_machine_counts_once(tmp_path: Path, costs_file: Path):
+    """One measured here beside a published one, of which the first is taken."""
+    write_trace(make_trace(make_item([1, 0, 2])), tmp_path / "asdiv.safetensors")
+    again, other = write_costs(tmp_path / "again.json"), write_costs(tmp_path / "other.json", device="GPU")
+    settings = {"controllers": [{"name": "static", "k": 1}], "seeds": 1}
+    tables = [costs_file, again, other]
+    found = write_replay_table([tmp_path / "asdiv.safetensors"], tables, settings, tmp_path / "replay.csv", workers=1)
+    assert list(dict.fromkeys(found["hardware"])) == ["toy, float32, Toy CPU", "toy, float32, GPU"]
+
+
 def test_replay_needs_no_torch():
     code = "import sys, eesd.replay.table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
