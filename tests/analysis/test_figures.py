@@ -147,7 +147,9 @@ def test_a_replay_without_what_the_figure_shows(tables_dir: Path, tmp_path: Path
         figure(name, tmp_path, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("engine", "prediction", "study", *REPLAYS)])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("engine", "exit_layers", "prediction", "study", *REPLAYS)]
+)
 def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
     rows = realistic_rows(tasks=("asdiv",), methods=("vanilla", "eesd"), n_items=1)
     cards = [write_card(tmp_path / "card.json")]
