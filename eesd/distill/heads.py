@@ -8,7 +8,7 @@ for depth, (where, logits) in enumerate(student.predictions(batch, depth=3), 1):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
-from eesd.distill.record import Trace
+from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
 from eesd.drafting.exit_head import ExitHead
 from eesd.drafting.medusa import MedusaHeads
@@ -25,12 +25,6 @@ from eesd.errors import EesdError, unknown
 from eesd.models.transformer import Transformer
 
 INITS = ("last", "same", "lens")
-Complete = Callable[[Sequence[Trace]], Sequence[Trace]]
-
-
-def as_they_are(traces: Sequence[Trace]) -> Sequence[Trace]:
-    """Traces of a corpus that holds their states."""
-    return traces
 
 
 class Student(ABC):
@@ -59,6 +53,11 @@ class Student(ABC):
         vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
         self.rows = row_of_token(self.vocabulary, target.config.vocab_size, target.device)
+        self.start(traces)
+
+    @abstractmethod
+    def start(self, traces: Sequence[Trace]) -> None:
+        """Make the untrained module, from the target's weights and whatever the traces tell in closed form."""
 
     @classmethod
     def exits_after(cls, settings: Mapping[str, Any]) -> int:
@@ -103,14 +102,9 @@ class ExitStudent(Student):
 
     tied = "head.weight"
 
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        target: Transformer,
-        traces: Sequence[Trace],
-        complete: Complete = as_they_are,
-    ) -> None:
-        super().__init__(settings, target, traces, complete)
+    def start(self, traces: Sequence[Trace]) -> None:
+        """From a layer of the target, or from the lens."""
+        settings, target = self.settings, self.target
         self.init, self.context = settings["init"], settings["context"]
         init, deep = self.init, self.context == "verified"
         if init not in INITS:
@@ -155,18 +149,12 @@ class MedusaStudent(Student):
 
     init, context, tied = "output", "verified", "outputs.0.weight"
 
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        target: Transformer,
-        traces: Sequence[Trace],
-        complete: Complete = as_they_are,
-    ) -> None:
-        super().__init__(settings, target, traces, complete)
-        self.depth, tied = settings["medusa_heads"], settings["output_head"] == "tied"
-        config = target.config
+    def start(self, traces: Sequence[Trace]) -> None:
+        """As the target's own output head, behind blocks that pass states on."""
+        self.depth, tied = self.settings["medusa_heads"], self.settings["output_head"] == "tied"
+        config = self.target.config
         self.module = heads = MedusaHeads(config.hidden_size, config.vocab_size, self.vocabulary, self.depth, tied)
-        heads.to(target.device)
+        heads.to(self.target.device)
         for block in heads.blocks:
             nn.init.zeros_(block.weight)
             nn.init.zeros_(block.bias)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eesd.distill.record import Trace
+from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.models.transformer import Transformer
 
 # Of the mean variance of the inputs: enough to keep rare directions from being fitted to noise.
@@ -33,7 +33,7 @@ def fit_lens(
     exit_layer: int,
     target: Transformer,
     deep: bool,
-    complete: Callable[[Sequence[Trace]], Sequence[Trace]] = lambda traces: traces,
+    complete: Complete = as_they_are,
 ) -> tuple[Tensor, Tensor]:
     """Weight [hidden, inputs] and bias [hidden] with the least squared error over the generated positions.
 

@@ -11,7 +11,7 @@ its own, so padding behind a short prompt is overwritten before anything can loo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +48,15 @@ class Trace:
     def answer_tokens(self) -> int:
         """Tokens after the prompt."""
         return len(self.tokens) - self.prompt_tokens
+
+
+# What gives traces the states and labels that their corpus does not hold.
+Complete = Callable[[Sequence[Trace]], Sequence[Trace]]
+
+
+def as_they_are(traces: Sequence[Trace]) -> Sequence[Trace]:
+    """Traces of a corpus that holds their states."""
+    return traces
 
 
 class _Recorder:

@@ -27,9 +27,9 @@ from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
 from eesd.distill.evaluate import candidate_accuracies, evaluate
-from eesd.distill.heads import Complete, Student, make_student, student_kind
+from eesd.distill.heads import Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
-from eesd.distill.record import Trace, reread
+from eesd.distill.record import Complete, Trace, as_they_are, reread
 from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
@@ -115,7 +115,7 @@ def shared_settings(heads: Mapping[Path, Mapping[str, Any]]) -> Mapping[str, Any
 def completer(index: Mapping[str, Any], model_dir: Path, layers: Sequence[int]) -> Complete:
     """What gives traces the states after `layers` and the teacher's labels, if the corpus holds texts alone."""
     if index["settings"].get("states") != "recomputed":
-        return lambda traces: traces
+        return as_they_are
     teacher = load_target(model_dir, index["settings"]["dtype"])
     attach_engine(teacher)
     return lambda traces: reread(teacher, traces, layers) if traces[0].teacher_ids is None else traces

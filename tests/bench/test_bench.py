@@ -18,7 +18,7 @@ from eesd.distill.train import train_heads
 from eesd.errors import EesdError
 from eesd.models.loading import load_target
 from tests.distill.test_train import HEAD
-from tests.toys import write_tiny_data, write_tiny_model
+from tests.toys import corpus_settings, write_tiny_data, write_tiny_model
 
 PROMPTS = {"a": [1], "b": [1]}
 
@@ -33,24 +33,8 @@ def settings(model, tmp_path_factory):
     """A group with a real trained head, as the workflow would resolve it."""
     folder = tmp_path_factory.mktemp("bench")
     data_dir = str(write_tiny_data(folder / "data"))
-    corpus = {
-        "tasks": ["asdiv"],
-        "train_answers": 8,
-        "calibration_answers": 2,
-        "evaluation_answers": 2,
-        "tokens": None,
-        "max_new_tokens": 8,
-        "max_prompt_tokens": 400,
-        "text": "generated",
-        "states": "stored",
-        "temperatures": [0.0],
-        "batch": 4,
-        "seed": 0,
-        "exit_layers": [2],
-        "dtype": "float32",
-        "resources": "resources",
-        "data_dir": data_dir,
-    }
+    few = {"train_answers": 8, "calibration_answers": 2, "evaluation_answers": 2, "max_new_tokens": 8}
+    corpus = corpus_settings(data_dir, **few)
     generate_corpus(model, corpus, folder / "corpus")
     train_heads(model, folder / "corpus", {folder / "head": {**HEAD, "epochs": 1}})
     drafting = {"drafter": "exit_head", "head": "exit2", "head_path": str(folder / "head")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eesd.distill.corpus import generate_corpus
-from tests.toys import write_tiny_data, write_tiny_model
+from tests.toys import corpus_settings, write_tiny_data, write_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -15,24 +15,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory):
-    return {
-        "tasks": ["asdiv"],
-        "train_answers": 12,
-        "calibration_answers": 4,
-        "evaluation_answers": 4,
-        "tokens": None,
-        "max_new_tokens": 10,
-        "max_prompt_tokens": 400,
-        "text": "generated",
-        "states": "stored",
-        "temperatures": [0.0],
-        "batch": 4,
-        "seed": 0,
-        "exit_layers": [2],
-        "dtype": "float32",
-        "resources": "resources",
-        "data_dir": str(write_tiny_data(tmp_path_factory.mktemp("data"))),
-    }
+    return corpus_settings(write_tiny_data(tmp_path_factory.mktemp("data")))
 
 
 @pytest.fixture(scope="session")
