@@ -128,18 +128,16 @@ def write_head(
     held_out: Mapping[str, list[Trace]],
     out: Path,
 ) -> None:
-    """Measure and calibrate what is stored of a trained head, and write both files."""
+    """Measure and calibrate what is stored of a trained head, and write it and its card; facts: what else that says."""
     weights = student.tensors()
     student.module.load_state_dict(weights, strict=False)
     card = {
-        **{key: facts[key] for key in ("head", "model", "fingerprint")},
+        **facts,
         "kind": student.settings["kind"],
         **{key: getattr(student, key) for key in ("exit_layer", "init", "context")},
         "loss": loss_name(student.settings["loss"]),
         "vocab_rows": len(student.head_rows),
-        **{key: facts[key] for key in ("train_tokens", "train_seconds", "trained_with")},
         "settings": dict(student.settings),
-        "corpus": facts["corpus"],
         "agreement": {task: evaluate(student, held_out[task]) for task in sorted(held_out)},
         "calibration": calibrate(student, calibration, held_out),
         "accuracies": candidate_accuracies(student, [t for traces in calibration.values() for t in traces]),
