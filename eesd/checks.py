@@ -220,7 +220,8 @@ def _check_costs(config: Config, name: str, where: str, heads: Iterable[str]) ->
     path = published_costs(name)
     if path is None:
         if name != MEASURED and not Path(name).exists() and not name.endswith(".json"):
-            known = [str(file.relative_to(PUBLISHED_HARDWARE))[: -len(".json")] for file in _published_tables()]
+            files = sorted(PUBLISHED_HARDWARE.glob("*/*.json"))
+            known = [str(file.relative_to(PUBLISHED_HARDWARE).with_suffix("")) for file in files]
             raise _mistake(f"{where}.costs", unknown("cost table", name, [MEASURED, *known]))
         return
     table = json.loads(path.read_text())
@@ -232,10 +233,6 @@ def _check_costs(config: Config, name: str, where: str, heads: Iterable[str]) ->
                 f"head '{head}' exits at layer {layer}, but table '{name}' of the same model is measured for "
                 f"{table['exit_layer']}. Leave it out, or measure one for this layer and name its file.",
             )
-
-
-def _published_tables() -> list[Path]:
-    return sorted(PUBLISHED_HARDWARE.glob("*/*.json"))
 
 
 def _priced_methods(config: Config) -> list[str]:
