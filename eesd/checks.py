@@ -96,7 +96,9 @@ def _check_method(config: Config, name: str) -> None:
     drafts = method["drafter"] is not None
     if name == BASELINE and any(value is not None for value in method.values()):
         raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
-    own = [key for key in ("drafter", "tree", "controller", *DRAFTER_KEYS.values()) if method[key] is not None]
+    own = [
+        key for key in ("drafter", "tree", "lookup", "controller", *DRAFTER_KEYS.values()) if method[key] is not None
+    ]
     if method["peer"] is not None and own:
         raise _mistake(where, f"a peer brings its own loop: remove {', '.join(own)}, or the peer.")
     if method["peer"] is None and method["generation"] is not None:
@@ -131,6 +133,13 @@ def _check_method(config: Config, name: str) -> None:
             )
     if method["tree"] is not None:
         _check_tree(method, f"{where}.tree")
+    if method["min_ngram"] is not None and method["drafter"] != "lookup":
+        raise _mistake(where, "min_ngram is a key of drafter lookup; beside another drafter it belongs under lookup.")
+    if method["lookup"] is not None:
+        _check_lookup(method, f"{where}.lookup")
+    for one in (method, method["lookup"] or {}):
+        if None not in (one.get("min_ngram"), one.get("max_ngram")) and one["min_ngram"] > one["max_ngram"]:
+            raise _mistake(where, f"min_ngram {one['min_ngram']} is above max_ngram {one['max_ngram']}: swap them.")
     if method["costs"] is not None and not (drafts and (kind.uses_costs or tree_uses_costs(method))):
         raise _mistake(
             where,
@@ -153,6 +162,20 @@ def _check_tree(method: Mapping[str, Any], where: str) -> None:
         raise _mistake(
             where,
             f"controller {method['controller']['name']} knows what chains cost: remove the tree, or take another one.",
+        )
+
+
+def _check_lookup(method: Mapping[str, Any], where: str) -> None:
+    if method["drafter"] in (None, "lookup"):
+        raise _mistake(where, "lookup goes before another drafter: add one, or take `drafter: lookup` alone.")
+    controller = method["lookup"]["controller"]
+    controller_settings(controller, f"{where}.controller")
+    kind = CONTROLLERS[controller["name"]]
+    if kind.uses_calibration or kind.uses_costs:
+        raise _mistake(
+            f"{where}.controller",
+            f"{controller['name']} decides by what is known of a head; copied tokens have none. Take another one, such "
+            "as hf_heuristic, static or beta_ts.",
         )
 
 

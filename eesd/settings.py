@@ -166,6 +166,9 @@ def resolve_method(config: Config, model: str, method: str) -> Config:
         found["controller"] = controller_settings(found["controller"], f"methods.{method}.controller")
         if CONTROLLERS[found["controller"]["name"]].uses_costs or tree_uses_costs(found):
             found.setdefault("costs", cost_path(model))
+    if "lookup" in found:
+        own = controller_settings(found["lookup"]["controller"], f"methods.{method}.lookup.controller")
+        found["lookup"] = {**found["lookup"], "controller": own}
     if "generation" in found:
         found["generation"] = {key: value for key, value in found["generation"].items() if value is not None}
     if "head" in found:
@@ -238,7 +241,8 @@ def task_files(tasks: Iterable[str]) -> list[str]:
 def controller_files(config: Config, group: str) -> list[str]:
     """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
     methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
-    names = {method["controller"]["name"] for method in methods if method["controller"] is not None}
+    deciding = [part for method in methods for part in (method, method["lookup"] or {}) if part.get("controller")]
+    names = {part["controller"]["name"] for part in deciding}
     parts = {part for name in names for part in CONTROLLERS[name].__mro__ if part.__module__.startswith("eesd.")}
     return sorted({inspect.getfile(part) for part in parts})
 
@@ -331,9 +335,14 @@ def predicted_groups(config: Config) -> list[str]:
     found = []
     for group in config["run"]["groups"]:
         methods = map(config["methods"].get, config["groups"][group]["methods"])
-        if any(m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed.get(group, ()) for m in methods):
+        if any(follows_chains(m) and m["head"] in followed.get(group, ()) for m in methods):
             found.append(group)
     return found
+
+
+def follows_chains(method: Config) -> bool:
+    """Whether every draft of a method is a chain of an exit head, which a trace holds."""
+    return method["drafter"] == "exit_head" and not method["tree"] and not method["lookup"]
 
 
 def prediction_traces(config: Config, model: str, group: str) -> list[str]:

@@ -82,6 +82,16 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("heads: {medusa4: {medusa_heads: 0}}", "heads.medusa4.medusa_heads: 0 is less than the minimum of 1"),
         ("methods: {mine: {drafter: lookup, controller: {name: static}}}", "drafter lookup needs the key max_ngram"),
         ("methods: {eesd: {max_ngram: 3}}", "drafter lookup needs the key max_ngram, and nothing else takes it"),
+        ("methods: {eesd: {min_ngram: 3}}", "beside another drafter it belongs under lookup"),
+        ("methods: {lookup: {lookup: {}}}", "methods.lookup.lookup: lookup goes before another drafter"),
+        ("methods: {hf_lookup: {lookup: {}}}", "a peer brings its own loop: remove lookup"),
+        ("methods: {eesd_lookup: {lookup: {min_ngram: 5}}}", "min_ngram 5 is above max_ngram 4"),
+        ("methods: {lookup: {min_ngram: 3}}", "min_ngram 3 is above max_ngram 2"),
+        ("methods: {eesd_lookup: {lookup: {controller: {name: cost_ts}}}}", "copied tokens have none"),
+        (
+            "methods: {eesd_lookup: {lookup: {controller: {name: hf_heuristic, kk: 3}}}}",
+            "Unknown setting of controller hf_heuristic 'kk'",
+        ),
         (
             "methods: {mine: {drafter: assistant, assistant: smol, controller: {name: static}}}",
             "methods.mine.assistant: Unknown model 'smol'",
@@ -244,7 +254,9 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert resolve_method(made, MODEL, "one")["costs"] == f"resources/hardware/{MODEL}.json"
     made["groups"]["main"]["methods"].append("one")
     assert method_files(made, MODEL, "main") == [f"resources/hardware/{MODEL}.json"]
-    assert [Path(path).stem for path in controller_files(made, "main")] == ["base", "cost_aware", "static", "thompson"]
+    assert [Path(path).stem for path in controller_files(made, "main")] == [
+        *("base", "cost_aware", "heuristics", "static", "thompson")
+    ]
     own = load_config([overlay(tmp_path, text.format("cost_ts", "a100.json"))])
     assert resolve_method(own, MODEL, "one")["costs"] == "a100.json"
     assert method_files(load_config(), MODEL, "bfloat16") == []

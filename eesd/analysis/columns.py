@@ -77,6 +77,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         ),
         "tokens_per_round": "output tokens after those of the prefill / rounds, with the bonus token; vanilla = 1",
         "drafted_per_round": "drafted tokens / rounds; of trees, nodes that were verified",
+        "looked_up": "share of rounds that `lookup` drafted instead of the drafter; empty for methods without it",
         "rounds": "verification passes of the target, all units together",
         "n_items": "prompts",
         **_LOSSY,

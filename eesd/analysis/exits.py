@@ -14,10 +14,11 @@ PLACE = ("model", "group", "series")
 
 
 def series(method: Mapping[str, Any], context: str) -> str:
-    """What methods of one line share: controller, tree and what their heads read. Of resolved or written settings."""
+    """What methods of one line share: controller, tree, lookup and what heads read. Of resolved or written settings."""
     controller, tree = method["controller"], method.get("tree")
     name = " ".join([controller["name"], *(f"{key} = {controller[key]}" for key in ("k", "tau") if key in controller)])
     shape = f", tree of {tree['nodes']}" if tree else ""
+    shape += ", lookup first" if method.get("lookup") else ""
     return name + shape + ("" if context == "verified" else f", context {context}")
 
 

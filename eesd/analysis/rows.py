@@ -28,6 +28,7 @@ CLASSES = ("baseline", "identical", "tie", "different", "not_compared")
 DECODINGS = ("greedy", "sampled")
 # Parts and total are read from the same clock, but rounded and subtracted by the writer.
 PARTS_TOLERANCE = 0.01
+LOOKED_UP = "lookup"  # fourth entry of a round that `lookup` drafted instead of the method's drafter
 AGAIN = "Delete the file and run its bench again."
 
 _TEXT, _COUNT, _NUMBER, _LIST, _OBJECT, _FLAG = "text", "whole number >= 0", "number", "list", "object", "true or false"
@@ -89,6 +90,11 @@ def drafted(row: Row) -> int:
 def accepted(row: Row) -> int:
     """Drafted tokens that the target accepted, the bonus token not counted."""
     return sum(one[1] for one in row["rounds"])
+
+
+def looked_up(row: Row) -> int:
+    """Rounds that prompt lookup drafted beside another drafter."""
+    return sum(one[3:] == [LOOKED_UP] for one in row["rounds"])
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -174,8 +180,12 @@ def _check_seconds(row: Row) -> None:
 def _check_rounds(row: Row) -> None:
     where, n_output = row["where"], len(row["output_tokens"])
     for one in row["rounds"]:
-        if not (isinstance(one, list) and len(one) == 3 and all(_is(count, _COUNT) for count in one[:2])):
-            raise EesdError(f'{where}: round {_short(one)}, expected [drafted, accepted, "stop reason"].')
+        shape = isinstance(one, list) and (len(one) == 3 or one[3:] == [LOOKED_UP])
+        if not (shape and all(_is(count, _COUNT) for count in one[:2])):
+            raise EesdError(
+                f'{where}: round {_short(one)}, expected [drafted, accepted, "stop reason"], and "{LOOKED_UP}" behind '
+                "them where lookup drafted it."
+            )
         if one[1] > one[0]:
             raise EesdError(f"{where}: round {one} accepted more tokens than it drafted.")
     if is_peer(row):

@@ -78,7 +78,7 @@ def accept_lengths(row: Row) -> list[int]:
     if not row["rounds"]:
         return [1] * total
     lengths = [total - settled(row)]
-    for _, accepted, _ in row["rounds"]:
+    for one in row["rounds"]:
         # The last round may reach past the end of the output.
-        lengths.append(min(accepted + 1, total - sum(lengths)))
+        lengths.append(min(one[1] + 1, total - sum(lengths)))
     return lengths

@@ -103,6 +103,7 @@ def row_frame(rows: list[Row]) -> pd.DataFrame:
             "drafted": row_files.drafted(row),
             "accepted": row_files.accepted(row),
             "settled": row_files.settled(row),
+            "looked_up": row_files.looked_up(row) if row["settings"].get("lookup") else None,
             "peer": row_files.is_peer(row),
             "exact": row.get("exact", False),
             "scores": row["scores"],
@@ -196,6 +197,7 @@ def _acceptance(frame: pd.DataFrame) -> Records:
                 "acceptance_rate": _ratio(int(own["accepted"].sum()), drafted),
                 "tokens_per_round": _ratio(int(own["settled"].sum()), rounds),
                 "drafted_per_round": _ratio(drafted, rounds),
+                "looked_up": None if own["looked_up"].isna().any() else _ratio(int(own["looked_up"].sum()), rounds),
                 "rounds": rounds,
                 "n_items": own["item"].nunique(),
             }

@@ -14,7 +14,7 @@ from typing import Any
 
 from eesd.bench.peers import PEERS
 from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
-from eesd.decoding.generate import Generation, OnTokens, generate
+from eesd.decoding.generate import Generation, Lookup, OnTokens, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical
 from eesd.drafting import DRAFTERS, Drafter
@@ -42,6 +42,7 @@ class OwnMethod:
     drafter: Drafter | None
     controller: Controller | None
     branching: Branching | None
+    lookup: Lookup | None
     sampling: Sampling
     eos: Collection[int]
     cache: KVCache | None
@@ -56,6 +57,7 @@ class OwnMethod:
             drafter=self.drafter,
             controller=self.controller,
             branching=self.branching,
+            lookup=self.lookup,
             sampling=self.sampling,
             max_new_tokens=max_new_tokens,
             eos=self.eos,
@@ -78,7 +80,7 @@ def build_method(
     if "peer" in settings:
         peer = PEERS[settings["peer"]](model_dir, target.dtype, sampling, eos, settings.get("generation"))
         return peer.generate
-    drafter = controller = branching = None
+    drafter = controller = branching = lookup = None
     if "drafter" in settings:
         if "controller" not in settings:
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
@@ -86,7 +88,10 @@ def build_method(
         controller = make_controller(settings["controller"])
         equip(name, controller, settings, drafter)
         branching = make_branching(settings, controller, drafter)
-    return OwnMethod(target, drafter, controller, branching, sampling, eos, cache)
+        if settings.get("lookup"):
+            first = DRAFTERS["lookup"].build(settings["lookup"], target, model_dir)
+            lookup = Lookup(first, make_controller(settings["lookup"]["controller"]))
+    return OwnMethod(target, drafter, controller, branching, lookup, sampling, eos, cache)
 
 
 def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter) -> None:

@@ -186,7 +186,7 @@ class Bench:
             "output_tokens": output.tokens,
             "text": text,
             "finish": output.finish,
-            "rounds": [[r.drafted, r.accepted, r.stop] for r in output.rounds],
+            "rounds": [[r.drafted, r.accepted, r.stop, *["lookup"] * r.looked_up] for r in output.rounds],
             "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
             "exact": self.exact,
             "lossy": is_lossy(self.settings["methods"][name]),

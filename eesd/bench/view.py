@@ -62,7 +62,12 @@ class Watched:
         return self.drafter.draft_tree(tree, slot)
 
     def accept(self, verified: Verified) -> None:
-        """Note the round, with the target's probabilities, before the drafter learns of it."""
+        """Note the drafter's own round, with the target's probabilities, before it learns of it."""
+        if verified.own:
+            self._note(verified)
+        self.drafter.accept(verified)
+
+    def _note(self, verified: Verified) -> None:
         laws = self.target.logits(verified.final[0]).float().softmax(-1)
         parents, shares = self._lineage(verified)
         drafts = [
@@ -70,7 +75,6 @@ class Watched:
             for token, parent, share in zip(verified.drafted, parents, shares, strict=True)
         ]
         self.rounds.append((drafts, verified.accepted))
-        self.drafter.accept(verified)
 
     def _lineage(self, verified: Verified) -> tuple[Sequence[int], Sequence[float | None]]:
         """For every drafted token: the row of the token it follows, and q."""
@@ -124,11 +128,9 @@ def _record(bench: Bench, prompt: Prompt, name: str) -> dict[str, Any]:
     new = bench.settings["max_new_tokens"]
     marks: list[float] = []
     timed = method(prompt.tokens, seed=0, max_new_tokens=new, on_tokens=lambda *_: marks.append(perf_counter()))
-    watched = Watched(method.drafter, bench.target) if method.drafter else None
-    seen = replace(method, drafter=watched)(prompt.tokens, seed=0, max_new_tokens=new) if watched else timed
-    if seen.tokens != timed.tokens or seen.rounds != timed.rounds:
+    drafts = _watch(method, prompt.tokens, timed, new) if method.drafter else [([], 0)] * len(timed.rounds)
+    if drafts is None:
         raise EesdError(f"{prompt.item.id}, {name}: the two decodes differ, so what was seen is not what was timed.")
-    drafts = watched.rounds if watched else [([], 0)] * len(timed.rounds)
     rounds = list(_rounds(bench.tokenizer, prompt.tokens, timed, drafts, marks))
     return {
         **{key: bench.settings[key] for key in ("model", "task", "group")},
@@ -144,6 +146,18 @@ def _record(bench: Bench, prompt: Prompt, name: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": facts.commit(),
     }
+
+
+def _watch(
+    method: OwnMethod, prompt: Sequence[int], timed: Generation, new: int
+) -> list[tuple[list[Drafted], int]] | None:
+    """Decode again, watching what is drafted in every round; None if it comes out differently."""
+    watched = Watched(method.drafter, method.target)
+    lookup = method.lookup
+    if lookup:
+        lookup = replace(lookup, drafter=Watched(lookup.drafter, method.target, watched.rounds))
+    seen = replace(method, drafter=watched, lookup=lookup)(prompt, seed=0, max_new_tokens=new)
+    return watched.rounds if (seen.tokens, seen.rounds) == (timed.tokens, timed.rounds) else None
 
 
 def _rounds(

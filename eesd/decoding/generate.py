@@ -4,13 +4,13 @@
 
 A round drafts a chain, or with `branching` a tree, after the last accepted token, verifies it in one pass of the
 target's remaining layers, and ends with one token of the target's own: a correction after a rejected token, a bonus
-after an accepted chain.
+after an accepted chain. With `lookup` a second drafter takes the rounds for which it has something to propose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,16 +30,25 @@ OnTokens = Callable[[Sequence[int], str], None]
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A drafter that needs no states of its own at the exit, and the controller of its chains."""
+
+    drafter: Drafter
+    controller: Controller
+
+
+@dataclass(frozen=True)
 class Round:
     """One draft and its verification; `accepted` counts drafted tokens only, without the target's own.
 
     drafted: tokens that were verified, of a tree all its nodes. stop: why drafting ended, as in `Draft` and `Tree`, or
-    `drafter` when it had nothing more to propose.
+    `drafter` when it had nothing more to propose. looked_up: whether `lookup` drafted it.
     """
 
     drafted: int
     accepted: int
     stop: str
+    looked_up: bool = False
 
 
 @dataclass
@@ -60,6 +69,7 @@ def generate(
     drafter: Drafter | None = None,
     controller: Controller | None = None,
     branching: Branching | None = None,
+    lookup: Lookup | None = None,
     sampling: Sampling = GREEDY,
     max_new_tokens: int = 128,
     eos: Collection[int] = (),
@@ -70,23 +80,24 @@ def generate(
     """Continue `prompt` (token ids) until the first end-of-sequence token or `max_new_tokens`.
 
     The law of the output is the target's own whatever the drafter: token by token its argmax when greedy (unless
-    `branching` asks for typical acceptance). `branching`: draft trees of this kind instead of chains. `cache` is reused
-    if it is large enough. `on_tokens(ids, kind)` is told of tokens as they are settled: `target` for the
-    target's own, `accepted` for drafted ones. Raises EesdError when the prompt is empty or does not fit the model's
-    context.
+    `branching` asks for typical acceptance). `branching`: draft trees of this kind instead of chains. `lookup` is
+    asked before the drafter, every round. `cache` is reused if it is large enough. `on_tokens(ids, kind)` is told of
+    tokens as they are settled: `target` for the target's own, `accepted` for drafted ones. Raises EesdError when the
+    prompt is empty or does not fit the model's context.
     """
     _check_length(target, prompt, max_new_tokens)
-    if (drafter is None) != (controller is None) or (branching and not drafter):
+    if (drafter is None) != (controller is None) or ((branching or lookup) and not drafter):
         raise EesdError("A drafter and a controller go together: give both, or neither for vanilla decoding.")
     generator = torch.Generator(target.device).manual_seed(seed)
-    if controller:
-        controller.reset(seed)
+    for one in (controller, lookup and lookup.controller):
+        if one:
+            one.reset(seed)
     needed = len(prompt) + max_new_tokens + (branching.room(controller.k_max) if branching else 0)
     if cache is None or cache.capacity < needed:
         cache = target.new_cache(needed)
     clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
-    logits = _prefill(target, prompt, cache, drafter)
+    logits = _prefill(target, prompt, cache, drafter, lookup)
     first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))
     clock.lap("prefill")
     output.add([first], 0)
@@ -95,25 +106,28 @@ def generate(
 
     rounds = []
     while not output.finish:
-        slot = len(prompt) + len(output.tokens) - 1
-        shared = (controller, output.budget - 1, sampling, generator, clock.lap)
-        if branching:
-            draft = Tree(branching, output.tokens[-1], *shared)
-            states = drafter.draft_tree(draft, slot)
+        slot, pending = len(prompt) + len(output.tokens) - 1, output.tokens[-1]
+        looks_up = lookup is not None and lookup.drafter.proposes(pending, slot)
+        who, rule = (lookup.drafter, lookup.controller) if looks_up else (drafter, controller)
+        shared = (rule, output.budget - 1, sampling, generator, clock.lap)
+        if branching and not looks_up:
+            draft = Tree(branching, pending, *shared)
+            states = who.draft_tree(draft, slot)
             clock.lap("draft")
             verified = verify_tree(target, draft, states, slot, cache, drafter)
         else:
             draft = Chain(*shared)
-            states = drafter.draft(draft, output.tokens[-1], slot) if drafter else None
+            states = who.draft(draft, pending, slot) if who else None
             clock.lap("draft")
-            verified = _verify_chain(target, draft, output.tokens[-1], states, slot, cache, drafter)
-        if drafter:
-            drafter.accept(verified)
+            verified = _verify_chain(target, draft, pending, states, slot, cache, drafter)
+        for one in (drafter, lookup and lookup.drafter):
+            if one:
+                one.accept(verified if one is who else replace(verified, own=False))
         clock.lap("verify")
-        if controller:
-            controller.update(draft.depth, verified.accepted)
+        if rule:
+            rule.update(draft.depth, verified.accepted)
         clock.lap("control")
-        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter"))
+        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter", looks_up))
         output.add([*verified.drafted[: verified.accepted], verified.token], verified.accepted)
         if on_tokens:
             clock.skip()
@@ -159,14 +173,17 @@ def _check_length(target: Transformer, prompt: Sequence[int], max_new_tokens: in
         )
 
 
-def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, drafter: Drafter | None) -> Tensor:
+def _prefill(
+    target: Transformer, prompt: Sequence[int], cache: KVCache, drafter: Drafter | None, lookup: Lookup | None
+) -> Tensor:
     """Run the prompt through all layers; logits [1, vocab] after its last token."""
     cut = drafter.exit_layer if drafter else 0
     states = target.embed(torch.tensor([prompt], device=target.device))
     states = target.run(states, slice(0, cut), cache)
     final = target.run(states, slice(cut, None), cache)
-    if drafter:
-        drafter.begin(Prompt(target, cache, prompt, states, final))
+    for one in (drafter, lookup and lookup.drafter):
+        if one:
+            one.begin(Prompt(target, cache, prompt, states, final))
     return target.logits(final[0, -1:])
 
 
@@ -189,7 +206,7 @@ def _verify_chain(
     else:
         laws, vocabulary = chain.sampling.probabilities(logits), drafter and drafter.vocabulary
         accepted, token = accept_sampled(chain.tokens, chain.laws, vocabulary, laws, chain.generator)
-    return Verified(chain.tokens, accepted, token, states, final)
+    return Verified(pending, chain.tokens, accepted, token, states, final)
 
 
 def _on_device(tokens: Sequence[int | Tensor], device: torch.device) -> Tensor:

@@ -237,7 +237,8 @@ def verify_tree(
     if order != kept:
         rows = [kept.index(node) for node in order]
         states, final = states[:, rows], final[:, rows]
-    return Verified([tree.tokens[node] for node in order[1:]], len(path), token, states, final)
+    drafted = [tree.tokens[node] for node in order[1:]]
+    return Verified(tree.tokens[0], drafted, len(path), token, states, final)
 
 
 def _complete(

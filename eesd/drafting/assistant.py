@@ -81,8 +81,13 @@ class AssistantDrafter(Drafter):
             fresh, slot = chain.extend(logits, self.vocabulary).view(1, 1), slot + 1
 
     def accept(self, verified: Verified) -> None:
-        """The last token of a draft is the one the assistant has not read; it matters only if it was accepted."""
-        if verified.drafted and verified.accepted == len(verified.drafted):
+        """The last token of a draft is the one the assistant has not read; it matters only if it was accepted. Of
+        another drafter's round it has read nothing."""
+        if not verified.own:
+            settled = [verified.pending, *verified.drafted[: verified.accepted]]
+            self.unseen += settled
+            self.follows = self.follows and max(settled) < self.rows
+        elif verified.drafted and verified.accepted == len(verified.drafted):
             self.unseen.append(verified.drafted[-1])
 
     def _read(self, tokens: torch.Tensor, slot: int) -> torch.Tensor:

@@ -46,17 +46,20 @@ class Prompt:
 class Verified:
     """A round that the target has verified: the last settled token, then n drafted ones, went through all layers.
 
-    drafted: the n drafted tokens, of which the first `accepted` are kept (of a tree, the accepted path comes first,
-    then all others). token: the target's own, which follows.
+    pending: that settled token. own: whether the drafter that is told drafted them, and not another one. drafted: the
+    n drafted tokens, of which the first `accepted` are kept (of a tree, the accepted path comes first, then all
+    others). token: the target's own, which follows.
     states [1, n + 1, hidden]: after the drafter's `exit_layer` layers. final [1, n + 1, hidden]: after all layers,
     before the last norm.
     """
 
+    pending: int
     drafted: Sequence[int]
     accepted: int
     token: int
     states: Tensor
     final: Tensor
+    own: bool = True
 
 
 class Draftable(Protocol):
@@ -112,6 +115,10 @@ class Drafter(ABC):
     def begin(self, prompt: Prompt) -> None:
         """Begin a prompt, which all layers of the target have processed."""
 
+    def proposes(self, pending: int, slot: int) -> bool:
+        """Whether it has anything to draft after the last settled token `pending`, at cache slot `slot`."""
+        return True
+
     @abstractmethod
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """Extend the chain until it stops, or less far if there is nothing to propose.
@@ -129,7 +136,7 @@ class Drafter(ABC):
         raise EesdError(f"{type(self).__name__} drafts chains, no trees. Remove `tree` from the method.")
 
     def accept(self, verified: Verified) -> None:
-        """Learn what verification kept."""
+        """Learn what verification kept, of its own draft or of another drafter's."""
 
     def draft_text(
         self, target: Transformer, tokens: Sequence[int], prompt_tokens: int, chains: Sequence[Draftable]
@@ -151,7 +158,7 @@ class Drafter(ABC):
             self.draft(chain, tokens[slot], slot)
             # Rows of rejected tokens mean nothing; the settled token's stand in for them.
             rows = [states.expand(1, len(chain.tokens) + 1, -1) for states in process([tokens[slot]], slot)]
-            self.accept(Verified(chain.tokens, 0, tokens[slot + 1], *rows))
+            self.accept(Verified(tokens[slot], chain.tokens, 0, tokens[slot + 1], *rows))
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry("drafter")

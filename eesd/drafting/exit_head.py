@@ -229,8 +229,8 @@ class ExitHeadDrafter(Drafter):
 
     def accept(self, verified: Verified) -> None:
         """Note what the exit layer still has to process: after estimated contexts, or at slots of a tree, all accepted
-        tokens again; else the last drafted token, which it never saw."""
-        drafted, accepted = len(verified.drafted), verified.accepted
+        tokens again; of another drafter's round all; else the last drafted token, which it never saw."""
+        drafted, accepted = len(verified.drafted) if verified.own else 0, verified.accepted
         if drafted:
             self.unseen = verified.states[:, :0]
         first = min(drafted, 1) if self.head.deep or self.branched else drafted

@@ -1,10 +1,16 @@
 """Prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): copies what followed the same tokens.
 
-The last n tokens are looked up in prompt and output, n from `max_ngram` down to 1, and what follows their first
-occurrence is the draft: the rule of Hugging Face's `prompt_lookup_num_tokens`, whose number of tokens is our controller
-`static`. Nothing is computed, so the draft ends where the copied text does.
+The last n tokens are looked up in prompt and output, n from `max_ngram` down to `min_ngram`, and what follows their
+first occurrence is the draft: with `min_ngram` 1 the rule of Hugging Face's `prompt_lookup_num_tokens`, whose number of
+tokens is our controller `static`. Nothing is computed, so the draft ends where the copied text does.
 
     lookup: {drafter: lookup, max_ngram: 2, controller: {name: static, k: 10}}
+
+Beside another drafter it drafts the rounds in which it finds something, for nothing, under a controller of its own; the
+other one drafts the rest. SAM-Decoding (arXiv 2411.10666) and SuffixDecoding (arXiv 2411.04975) join retrieval and a
+drafter in this way.
+
+    eesd_lookup: {drafter: exit_head, head: deep4, controller: {name: draft_verify}, lookup: {min_ngram: 2}}
 """
 
 from __future__ import annotations
@@ -21,13 +27,13 @@ from eesd.models.transformer import Transformer
 class LookupDrafter(Drafter):
     """Copies the continuation of the first occurrence of the longest matching n-gram."""
 
-    def __init__(self, max_ngram: int) -> None:
-        self.max_ngram = max_ngram
+    def __init__(self, max_ngram: int, min_ngram: int = 1) -> None:
+        self.max_ngram, self.min_ngram = max_ngram, min_ngram
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> LookupDrafter:
-        """Needs `max_ngram`, the longest sequence of tokens that is looked up."""
-        return cls(settings["max_ngram"])
+        """Needs `max_ngram`, the longest sequence of tokens that is looked up; takes `min_ngram`, the shortest."""
+        return cls(settings["max_ngram"], settings.get("min_ngram", 1))
 
     def begin(self, prompt: Prompt) -> None:
         """Index the prompt."""
@@ -36,9 +42,14 @@ class LookupDrafter(Drafter):
         for token in prompt.tokens:
             self._append(token)
 
+    def proposes(self, pending: int, slot: int) -> bool:
+        """Whether the n-gram at the end occurred before."""
+        self._settle(pending, slot)
+        return self._match() is not None
+
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """Copy until the chain stops or the known text ends."""
-        self._append(pending)
+        self._settle(pending, slot)
         start = self._match()
         for token in self.tokens[start:] if start else ():
             if chain.stop:
@@ -50,16 +61,21 @@ class LookupDrafter(Drafter):
         for token in verified.drafted[: verified.accepted]:
             self._append(token)
 
+    def _settle(self, pending: int, slot: int) -> None:
+        """Index the last settled token, once."""
+        if len(self.tokens) == slot:
+            self._append(pending)
+
     def _append(self, token: int) -> None:
         """Add a settled token: only now the n-grams before it have a continuation."""
         end = len(self.tokens)
-        for n in range(1, min(self.max_ngram, end) + 1):
+        for n in range(self.min_ngram, min(self.max_ngram, end) + 1):
             self.following.setdefault(tuple(self.tokens[end - n :]), end)
         self.tokens.append(token)
 
     def _match(self) -> int | None:
         """Where the text after the first occurrence of the longest known n-gram at the end begins."""
-        for n in range(min(self.max_ngram, len(self.tokens) - 1), 0, -1):
+        for n in range(min(self.max_ngram, len(self.tokens) - 1), self.min_ngram - 1, -1):
             start = self.following.get(tuple(self.tokens[-n:]))
             if start is not None:
                 return start

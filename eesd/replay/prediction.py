@@ -116,7 +116,7 @@ def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> tuple[list[t
         for one in predictors:
             facts = one.trace.facts
             same = (facts.model, facts.task) == (row["model"], row["task"])
-            chain = settings.get("drafter") == "exit_head" and not settings.get("tree")
+            chain = settings.get("drafter") == "exit_head" and not (settings.get("tree") or settings.get("lookup"))
             drafts = chain and settings.get("head") == facts.drafter
             if same and (drafts or row["method"] == BASELINE):
                 why = _obstacle(one, row)

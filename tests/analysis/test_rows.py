@@ -101,6 +101,7 @@ def test_seconds_need_every_part(tmp_path: Path) -> None:
         ({"decoding": "gredy"}, "Did you mean 'greedy'"),
         ({"rounds": [[1, 2, "none"]]}, "accepted more"),
         ({"rounds": [[1, 1]]}, "expected [drafted, accepted"),
+        ({"rounds": [[1, 1, "none", "copied"]]}, "where lookup drafted it"),
         ({"rounds": [[0, 0, "none"]] * 9}, "5 output tokens, but its rounds account for 10"),
         ({"rounds": [[0, 0, "none"]]}, "5 output tokens, but its rounds account for 2"),
         ({"comparison": {"class": "identicl"}}, "unknown comparison class", ),

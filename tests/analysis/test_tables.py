@@ -70,6 +70,7 @@ def test_acceptance_and_rounds_by_hand() -> None:
     assert table.loc["eesd", "rounds"] == 4
     assert table.loc["vanilla", "tokens_per_round"] == 1.0
     assert math.isnan(table.loc["vanilla", "acceptance_rate"])
+    assert table["looked_up"].isna().all()
     counts = found["rounds"][["method", "accepted", "count"]].values.tolist()
     assert counts == [["vanilla", 0, 8], ["eesd", 0, 0], ["eesd", 1, 4]]
 

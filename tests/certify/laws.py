@@ -53,8 +53,11 @@ def chain_law(target, draft, sampling, trimmed=False):
     return found, expected
 
 
-def sequence_law(drafter, controller, length, sampling=None, seeds=(0, 1)):
-    """(found, expected) law of whole outputs of `generate` with vocabulary 3, mean over seeds of the controller."""
+def sequence_law(drafter, controller, length, sampling=None, seeds=(0, 1), lookup=None):
+    """(found, expected) law of whole outputs of `generate` with vocabulary 3, mean over seeds of the controller.
+
+    lookup: the `Lookup` that goes before the drafter.
+    """
     sampling = sampling or Sampling(1.0)
     target = toy_target(3, torch.float64, "none")
     built = ScriptedDrafter(PROMPT, [0, 1, 2, 0, 1]) if drafter == "scripted" else TOY_DRAFTERS[drafter](target)
@@ -67,6 +70,7 @@ def sequence_law(drafter, controller, length, sampling=None, seeds=(0, 1)):
                 PROMPT,
                 drafter=built,
                 controller=toy_controller(controller),
+                lookup=lookup,
                 sampling=sampling,
                 max_new_tokens=length,
                 seed=seed,

@@ -26,9 +26,9 @@ def chain(k: int) -> Chain:
     return Chain(make_controller({"name": "static", "k": k}), 100, Sampling(), None)
 
 
-def searched(tokens: list[int], max_ngram: int) -> list[int]:
+def searched(tokens: list[int], max_ngram: int, min_ngram: int) -> list[int]:
     """What follows the first earlier occurrence of the longest n-gram at the end."""
-    for n in range(min(max_ngram, len(tokens) - 1), 0, -1):
+    for n in range(min(max_ngram, len(tokens) - 1), min_ngram - 1, -1):
         for start in range(len(tokens) - n):
             if tokens[start : start + n] == tokens[-n:]:
                 return tokens[start + n :]
@@ -40,19 +40,23 @@ def searched(tokens: list[int], max_ngram: int) -> list[int]:
     prompt=st.lists(st.integers(0, 4), min_size=1, max_size=20),
     rounds=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=6),
     max_ngram=st.integers(1, 4),
+    min_ngram=st.integers(1, 4),
+    asked=st.booleans(),
 )
-def test_drafts_what_a_search_of_prompt_and_output_finds(prompt, rounds, max_ngram):
-    drafter = LookupDrafter(max_ngram)
+def test_drafts_what_a_search_of_prompt_and_output_finds(prompt, rounds, max_ngram, min_ngram, asked):
+    drafter = LookupDrafter(max_ngram, min_ngram)
     begin(drafter, prompt)
     context = list(prompt)
     for kept, token in rounds:
         context.append(token)
-        found = chain(3)
+        found, expected = chain(3), searched(context, max_ngram, min_ngram)[:3]
+        if asked:
+            assert drafter.proposes(token, len(context) - 1) == bool(expected)
         drafter.draft(found, token, len(context) - 1)
-        assert found.tokens == searched(context, max_ngram)[:3]
+        assert found.tokens == expected
         assert found.stop == ("k_max" if len(found.tokens) == 3 else "")
         accepted = min(kept, len(found.tokens))
-        drafter.accept(Verified(found.tokens, accepted, 0, NO_STATES, NO_STATES))
+        drafter.accept(Verified(token, found.tokens, accepted, 0, NO_STATES, NO_STATES))
         context += found.tokens[:accepted]
 
 

@@ -296,7 +296,7 @@ def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
         drafter.begin(Prompt(target, cache, [0] * 40, states, target.run(states, slice(2, None), cache)))
         states = drafter.draft(chain, 7, 40)
         states, final = _verify(target, _on_device([7, *chain.ids], target.device), states, 40, cache, drafter)
-        drafter.accept(Verified([0, 0, 0], 2, 0, states, final))
+        drafter.accept(Verified(7, [0, 0, 0], 2, 0, states, final))
         best = target.logits(final[0]).argmax(-1)
         assert best.shape == (4,)
         with pytest.raises(NotImplementedError, match="no data"):
