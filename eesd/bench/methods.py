@@ -14,7 +14,7 @@ from typing import Any
 
 from eesd.bench.peers import PEERS
 from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
-from eesd.decoding.generate import Generation, Lookup, OnTokens, generate
+from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical
 from eesd.drafting import DRAFTERS, Drafter
@@ -42,7 +42,7 @@ class OwnMethod:
     drafter: Drafter | None
     controller: Controller | None
     branching: Branching | None
-    lookup: Lookup | None
+    lookup: Source | None
     sampling: Sampling
     eos: Collection[int]
     cache: KVCache | None
@@ -90,7 +90,7 @@ def build_method(
         branching = make_branching(settings, controller, drafter)
         if settings.get("lookup"):
             first = DRAFTERS["lookup"].build(settings["lookup"], target, model_dir)
-            lookup = Lookup(first, make_controller(settings["lookup"]["controller"]))
+            lookup = Source(first, make_controller(settings["lookup"]["controller"]))
     return OwnMethod(target, drafter, controller, branching, lookup, sampling, eos, cache)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,12 @@ OnTokens = Callable[[Sequence[int], str], None]
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """A drafter that needs no states of its own at the exit, and the controller of its chains."""
+class Source:
+    """Who drafts, who ends its drafts, and whether these are trees instead of chains."""
 
     drafter: Drafter
     controller: Controller
+    branching: Branching | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def generate(
     drafter: Drafter | None = None,
     controller: Controller | None = None,
     branching: Branching | None = None,
-    lookup: Lookup | None = None,
+    lookup: Source | None = None,
     sampling: Sampling = GREEDY,
     max_new_tokens: int = 128,
     eos: Collection[int] = (),
@@ -81,23 +83,24 @@ def generate(
 
     The law of the output is the target's own whatever the drafter: token by token its argmax when greedy (unless
     `branching` asks for typical acceptance). `branching`: draft trees of this kind instead of chains. `lookup` is
-    asked before the drafter, every round. `cache` is reused if it is large enough. `on_tokens(ids, kind)` is told of
-    tokens as they are settled: `target` for the target's own, `accepted` for drafted ones. Raises EesdError when the
-    prompt is empty or does not fit the model's context.
+    asked before the drafter, every round; its drafter shares no layers with the target. `cache` is reused if it is
+    large enough. `on_tokens(ids, kind)` is told of tokens as they are settled: `target` for the target's own,
+    `accepted` for drafted ones. Raises EesdError when the prompt is empty or does not fit the model's context.
     """
     _check_length(target, prompt, max_new_tokens)
     if (drafter is None) != (controller is None) or ((branching or lookup) and not drafter):
         raise EesdError("A drafter and a controller go together: give both, or neither for vanilla decoding.")
     generator = torch.Generator(target.device).manual_seed(seed)
-    for one in (controller, lookup and lookup.controller):
-        if one:
-            one.reset(seed)
+    own = Source(drafter, controller, branching) if drafter else None
+    sources = [source for source in (lookup, own) if source]
+    for source in sources:
+        source.controller.reset(seed)
     needed = len(prompt) + max_new_tokens + (branching.room(controller.k_max) if branching else 0)
     if cache is None or cache.capacity < needed:
         cache = target.new_cache(needed)
     clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
-    logits = _prefill(target, prompt, cache, drafter, lookup)
+    logits = _prefill(target, prompt, cache, sources)
     first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))
     clock.lap("prefill")
     output.add([first], 0)
@@ -107,27 +110,18 @@ def generate(
     rounds = []
     while not output.finish:
         slot, pending = len(prompt) + len(output.tokens) - 1, output.tokens[-1]
-        looks_up = lookup is not None and lookup.drafter.proposes(pending, slot)
-        who, rule = (lookup.drafter, lookup.controller) if looks_up else (drafter, controller)
-        shared = (rule, output.budget - 1, sampling, generator, clock.lap)
-        if branching and not looks_up:
-            draft = Tree(branching, pending, *shared)
-            states = who.draft_tree(draft, slot)
-            clock.lap("draft")
-            verified = verify_tree(target, draft, states, slot, cache, drafter)
-        else:
-            draft = Chain(*shared)
-            states = who.draft(draft, pending, slot) if who else None
-            clock.lap("draft")
-            verified = _verify_chain(target, draft, pending, states, slot, cache, drafter)
-        for one in (drafter, lookup and lookup.drafter):
-            if one:
-                one.accept(verified if one is who else replace(verified, own=False))
+        source = lookup if lookup and lookup.drafter.proposes(pending, slot) else own
+        asked = source.controller if source else None
+        shared = (asked, output.budget - 1, sampling, generator, clock.lap)
+        draft, verified = _draft_and_verify(target, source, shared, pending, slot, cache, drafter)
+        for one in sources:
+            one.drafter.accept(verified if one is source else replace(verified, own=False))
         clock.lap("verify")
-        if rule:
-            rule.update(draft.depth, verified.accepted)
+        if asked:
+            asked.update(draft.depth, verified.accepted)
         clock.lap("control")
-        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter", looks_up))
+        looked_up = source is not None and source is lookup
+        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter", looked_up))
         output.add([*verified.drafted[: verified.accepted], verified.token], verified.accepted)
         if on_tokens:
             clock.skip()
@@ -173,18 +167,37 @@ def _check_length(target: Transformer, prompt: Sequence[int], max_new_tokens: in
         )
 
 
-def _prefill(
-    target: Transformer, prompt: Sequence[int], cache: KVCache, drafter: Drafter | None, lookup: Lookup | None
-) -> Tensor:
+def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, sources: Sequence[Source]) -> Tensor:
     """Run the prompt through all layers; logits [1, vocab] after its last token."""
-    cut = drafter.exit_layer if drafter else 0
+    cut = max((source.drafter.exit_layer for source in sources), default=0)
     states = target.embed(torch.tensor([prompt], device=target.device))
     states = target.run(states, slice(0, cut), cache)
     final = target.run(states, slice(cut, None), cache)
-    for one in (drafter, lookup and lookup.drafter):
-        if one:
-            one.begin(Prompt(target, cache, prompt, states, final))
+    for source in sources:
+        source.drafter.begin(Prompt(target, cache, prompt, states, final))
     return target.logits(final[0, -1:])
+
+
+def _draft_and_verify(
+    target: Transformer,
+    source: Source | None,
+    shared: tuple[Any, ...],
+    pending: int,
+    slot: int,
+    cache: KVCache,
+    drafter: Drafter | None,
+) -> tuple[Chain | Tree, Verified]:
+    """Draft from a source, None for nothing, and verify it from the exit of `drafter` on. shared: of chain and tree."""
+    *_, lap = shared
+    if source and source.branching:
+        draft = Tree(source.branching, pending, *shared)
+        states = source.drafter.draft_tree(draft, slot)
+        lap("draft")
+        return draft, verify_tree(target, draft, states, slot, cache, drafter)
+    draft = Chain(*shared)
+    states = source.drafter.draft(draft, pending, slot) if source else None
+    lap("draft")
+    return draft, _verify_chain(target, draft, pending, states, slot, cache, drafter)
 
 
 def _verify_chain(

@@ -56,7 +56,7 @@ def chain_law(target, draft, sampling, trimmed=False):
 def sequence_law(drafter, controller, length, sampling=None, seeds=(0, 1), lookup=None):
     """(found, expected) law of whole outputs of `generate` with vocabulary 3, mean over seeds of the controller.
 
-    lookup: the `Lookup` that goes before the drafter.
+    lookup: the source that goes before the drafter.
     """
     sampling = sampling or Sampling(1.0)
     target = toy_target(3, torch.float64, "none")

@@ -7,7 +7,7 @@ import torch
 
 from eesd.bench.trace import record_chains
 from eesd.control import make_controller
-from eesd.decoding.generate import Lookup, generate
+from eesd.decoding.generate import Source, generate
 from eesd.decoding.tree import Branching
 from eesd.drafting.assistant import AssistantDrafter
 from eesd.drafting.early_exit import EarlyExitDrafter
@@ -30,8 +30,8 @@ DRAFTERS = {
 }
 
 
-def lookup(max_ngram: int = 2, min_ngram: int = 1) -> Lookup:
-    return Lookup(LookupDrafter(max_ngram, min_ngram), make_controller({"name": "hf_heuristic", "k": 3}))
+def lookup(max_ngram: int = 2, min_ngram: int = 1) -> Source:
+    return Source(LookupDrafter(max_ngram, min_ngram), make_controller({"name": "hf_heuristic", "k": 3}))
 
 
 def target_of_few_tokens():
@@ -85,7 +85,7 @@ def test_what_a_head_drafts_depends_on_the_text_alone(name):
 @pytest.mark.parametrize("drafter", ["exit_head", "exit_head_deep", "early_exit"])
 def test_sampled_outputs_keep_the_targets_law(drafter):
     """By enumeration of every outcome: copied tokens are one-hot drafts, drawn ones have their own law."""
-    first = Lookup(LookupDrafter(2), make_controller({"name": "static", "k": 2}))
+    first = Source(LookupDrafter(2), make_controller({"name": "static", "k": 2}))
     assert_law(*sequence_law(drafter, "static", length=4, seeds=(0,), lookup=first))
 
 
