@@ -133,13 +133,7 @@ def _check_method(config: Config, name: str) -> None:
             )
     if method["tree"] is not None:
         _check_tree(method, f"{where}.tree")
-    if method["min_ngram"] is not None and method["drafter"] != "lookup":
-        raise _mistake(where, "min_ngram is a key of drafter lookup; beside another drafter it belongs under lookup.")
-    if method["lookup"] is not None:
-        _check_lookup(method, f"{where}.lookup")
-    for one in (method, method["lookup"] or {}):
-        if None not in (one.get("min_ngram"), one.get("max_ngram")) and one["min_ngram"] > one["max_ngram"]:
-            raise _mistake(where, f"min_ngram {one['min_ngram']} is above max_ngram {one['max_ngram']}: swap them.")
+    _check_copies(method, where)
     if method["costs"] is not None and not (drafts and (kind.uses_costs or tree_uses_costs(method))):
         raise _mistake(
             where,
@@ -165,10 +159,30 @@ def _check_tree(method: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_lookup(method: Mapping[str, Any], where: str) -> None:
-    if method["drafter"] in (None, "lookup"):
-        raise _mistake(where, "lookup goes before another drafter: add one, or take `drafter: lookup` alone.")
-    controller = method["lookup"]["controller"]
+def _check_copies(method: Mapping[str, Any], where: str) -> None:
+    if method["min_ngram"] is not None:
+        if method["drafter"] != "lookup":
+            raise _mistake(
+                where, "min_ngram is a key of drafter lookup; beside another drafter it belongs under lookup."
+            )
+        _check_ngrams(method, where)
+    if method["lookup"] is not None:
+        if method["drafter"] in (None, "lookup"):
+            raise _mistake(
+                f"{where}.lookup", "lookup goes before another drafter: add one, or take `drafter: lookup` alone."
+            )
+        _check_lookup(method["lookup"], f"{where}.lookup")
+
+
+def _check_ngrams(settings: Mapping[str, Any], where: str) -> None:
+    low, high = settings["min_ngram"], settings["max_ngram"]
+    if low > high:
+        raise _mistake(where, f"min_ngram {low} is above max_ngram {high}: swap them.")
+
+
+def _check_lookup(lookup: Mapping[str, Any], where: str) -> None:
+    _check_ngrams(lookup, where)
+    controller = lookup["controller"]
     controller_settings(controller, f"{where}.controller")
     kind = CONTROLLERS[controller["name"]]
     if kind.uses_calibration or kind.uses_costs:
@@ -288,11 +302,15 @@ def _check_replay(config: Config, name: str) -> None:
         raise _mistake(f"{where}.group", f"'{replay['group']}' samples, and only greedy outputs can be replayed.")
     if any("tree" in controller for controller in replay["controllers"]):
         raise _mistake(f"{where}.controllers", "replay follows recorded chains and knows no trees: remove tree.")
+    most = config["trace"]["k_max"]
+    if replay["lookup"] is not None:
+        _check_lookup(replay["lookup"], f"{where}.lookup")
+        longest = make_controller(replay["lookup"]["controller"]).k_max
+        if longest > most:
+            raise _mistake(f"{where}.lookup", f"it may copy {longest} tokens, but trace.k_max is {most}: lower k_max.")
     try:
         longest = max(make_controller(settings).k_max for settings in expand(replay["controllers"]))
     except (EesdError, TypeError) as error:
         raise _mistake(f"{where}.controllers", error) from error
-    if longest > config["trace"]["k_max"]:
-        raise _mistake(
-            where, f"a controller drafts up to {longest} tokens, but trace.k_max is {config['trace']['k_max']}."
-        )
+    if longest > most:
+        raise _mistake(where, f"a controller drafts up to {longest} tokens, but trace.k_max is {most}.")

@@ -217,7 +217,8 @@ def resolve_trace(config: Config, model: str, task: str, head: str) -> Config:
 
 def resolve_replay(config: Config, replay: str) -> Config:
     """Settings of `replay`."""
-    return plain({key: _entry(config, "replay", replay)[key] for key in ("controllers", "seeds")})
+    found = {key: _entry(config, "replay", replay)[key] for key in ("controllers", "seeds", "lookup")}
+    return plain({key: value for key, value in found.items() if value is not None})
 
 
 def _entry(config: Config, kind: str, name: str) -> Config:
@@ -335,14 +336,9 @@ def predicted_groups(config: Config) -> list[str]:
     found = []
     for group in config["run"]["groups"]:
         methods = map(config["methods"].get, config["groups"][group]["methods"])
-        if any(follows_chains(m) and m["head"] in followed.get(group, ()) for m in methods):
+        if any(m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed.get(group, ()) for m in methods):
             found.append(group)
     return found
-
-
-def follows_chains(method: Config) -> bool:
-    """Whether every draft of a method is a chain of an exit head, which a trace holds."""
-    return method["drafter"] == "exit_head" and not method["tree"] and not method["lookup"]
 
 
 def prediction_traces(config: Config, model: str, group: str) -> list[str]:

@@ -191,7 +191,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "replay": {
         "model": _WHO["model"],
         "task": _WHO["task"],
-        "drafter": "name of the head, or kind of drafter, that the trace was recorded with",
+        "drafter": "head, or kind of drafter, that the trace was recorded with; `+ lookup` where copies go first",
         "controller": "name of the controller; oracle drafts what takes least time, knowing the output",
         "settings": "settings of the controller, as JSON",
         "hardware": "what the cost table was measured on: model, dtype, device",

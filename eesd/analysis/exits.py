@@ -18,7 +18,9 @@ def series(method: Mapping[str, Any], context: str) -> str:
     controller, tree = method["controller"], method.get("tree")
     name = " ".join([controller["name"], *(f"{key} = {controller[key]}" for key in ("k", "tau") if key in controller)])
     shape = f", tree of {tree['nodes']}" if tree else ""
-    shape += ", lookup first" if method.get("lookup") else ""
+    first = method.get("lookup")
+    if first:
+        shape += f", after lookup of {first['min_ngram']} to {first['max_ngram']} by {first['controller']['name']}"
     return name + shape + ("" if context == "verified" else f", context {context}")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from eesd.analysis.checks import check_rows
 from eesd.errors import EesdError, unknown
 from eesd.files import read_jsonl
+from eesd.ngrams import LOOKED_UP, is_looked_up
 
 Row = dict[str, Any]
 
@@ -28,7 +29,6 @@ CLASSES = ("baseline", "identical", "tie", "different", "not_compared")
 DECODINGS = ("greedy", "sampled")
 # Parts and total are read from the same clock, but rounded and subtracted by the writer.
 PARTS_TOLERANCE = 0.01
-LOOKED_UP = "lookup"  # fourth entry of a round that `lookup` drafted instead of the method's drafter
 AGAIN = "Delete the file and run its bench again."
 
 _TEXT, _COUNT, _NUMBER, _LIST, _OBJECT, _FLAG = "text", "whole number >= 0", "number", "list", "object", "true or false"
@@ -94,7 +94,7 @@ def accepted(row: Row) -> int:
 
 def looked_up(row: Row) -> int:
     """Rounds that prompt lookup drafted beside another drafter."""
-    return sum(one[3:] == [LOOKED_UP] for one in row["rounds"])
+    return sum(map(is_looked_up, row["rounds"]))
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -180,7 +180,7 @@ def _check_seconds(row: Row) -> None:
 def _check_rounds(row: Row) -> None:
     where, n_output = row["where"], len(row["output_tokens"])
     for one in row["rounds"]:
-        shape = isinstance(one, list) and (len(one) == 3 or one[3:] == [LOOKED_UP])
+        shape = isinstance(one, list) and (len(one) == 3 or is_looked_up(one))
         if not (shape and all(_is(count, _COUNT) for count in one[:2])):
             raise EesdError(
                 f'{where}: round {_short(one)}, expected [drafted, accepted, "stop reason"], and "{LOOKED_UP}" behind '

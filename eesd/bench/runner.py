@@ -22,7 +22,7 @@ from eesd.bench import facts
 from eesd.bench.compare import Comparison, Judge
 from eesd.bench.methods import Method, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
-from eesd.decoding.generate import Generation
+from eesd.decoding.generate import Generation, Round
 from eesd.decoding.sampling import Sampling
 from eesd.errors import EesdError
 from eesd.files import settings_hash, source_hash
@@ -31,6 +31,7 @@ from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import eos_ids, fingerprint
 from eesd.models.transformer import Transformer
+from eesd.ngrams import LOOKED_UP
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, Item, encode_prompt
 
@@ -186,7 +187,7 @@ class Bench:
             "output_tokens": output.tokens,
             "text": text,
             "finish": output.finish,
-            "rounds": [[r.drafted, r.accepted, r.stop, *["lookup"] * r.looked_up] for r in output.rounds],
+            "rounds": [_listed(one) for one in output.rounds],
             "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
             "exact": self.exact,
             "lossy": is_lossy(self.settings["methods"][name]),
@@ -206,6 +207,11 @@ def check_exact(engine: Engine | GraphEngine) -> None:
             f"'{engine.name}' does not promise. Remove EESD_ENGINE, install a C++ compiler and use a CPU with float32 "
             "or bfloat16; or set exact: false."
         )
+
+
+def _listed(one: Round) -> list[Any]:
+    """A round as rows hold it."""
+    return [one.drafted, one.accepted, one.stop, *([LOOKED_UP] if one.looked_up else [])]
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -32,7 +32,7 @@ from eesd.models.loading import load_target
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
-from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts, read_trace, write_trace
+from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts, matching, read_trace, write_trace
 
 BASELINE = "vanilla"
 
@@ -52,12 +52,14 @@ class Recorder(Controller):
 
 @torch.inference_mode()
 def record_chains(
-    target: Transformer, drafter: Drafter, prompt: Sequence[int], output: Sequence[int], ended: bool, k_max: int
+    target: Transformer,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    beyond: Sequence[int],
+    k_max: int,
 ) -> Chains:
-    """Chains after every token of an output but its last. ended: by an end-of-sequence token."""
-    # A live draft may run past the end of text; there it is matched with what the target would have gone on with.
-    room = min(k_max, target.config.max_positions - len(prompt) - len(output)) if ended else 0
-    beyond = generate(target, [*prompt, *output], max_new_tokens=room).tokens if room > 0 else []
+    """Chains after every token of an output but its last. beyond: as in `TracedItem`."""
     # The cap is one above: at its cap a chain asks nobody, and the last signal would be lost.
     recorders = [Recorder(k_max=k_max + 1, length=k_max) for _ in output[1:]]
     chains = [Chain(recorder, k_max + 1, GREEDY, None) for recorder in recorders]
@@ -71,14 +73,14 @@ def record_chains(
         for i, signal in enumerate(recorder.signals):
             numbers[t, i] = signal.confidence, signal.probability, signal.entropy
     length = np.array([len(chain.tokens) for chain in chains], np.int32)
-    match = np.array([_match(chain.tokens, known[t + 1 :]) for t, chain in enumerate(chains)], np.int32)
+    match = np.array([matching(chain.tokens, known[t + 1 :]) for t, chain in enumerate(chains)], np.int32)
     return Chains(drafted, *(np.ascontiguousarray(numbers[..., i]) for i in range(3)), length, match)
 
 
-def _match(drafted: Sequence[int], following: Sequence[int]) -> int:
-    """How many leading drafted tokens equal the text that follows."""
-    pairs = enumerate(zip(drafted, following, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(drafted), len(following)))
+def continuation(target: Transformer, prompt: Sequence[int], output: Sequence[int], k_max: int) -> list[int]:
+    """What the target would have gone on with after an end of text, which live drafts run past."""
+    room = min(k_max, target.config.max_positions - len(prompt) - len(output))
+    return generate(target, [*prompt, *output], max_new_tokens=room).tokens if room > 0 else []
 
 
 def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: Path) -> None:
@@ -140,11 +142,13 @@ def trace_facts(
 def traced_item(target: Transformer, drafter: Drafter, row: Mapping[str, Any], k_max: int) -> TracedItem:
     """One output with its chains."""
     prompt, output = row["prompt_tokens"], row["output_tokens"]
+    beyond = continuation(target, prompt, output, k_max) if row["finish"] == "eos" else []
     return TracedItem(
         id=row["item"],
         seed=row["seed"],
-        prompt_tokens=len(prompt),
+        prompt=tuple(prompt),
         max_new_tokens=row["settings"]["max_new_tokens"],
         output=tuple(output),
-        chains=record_chains(target, drafter, prompt, output, row["finish"] == "eos", k_max),
+        chains=record_chains(target, drafter, prompt, output, beyond, k_max),
+        beyond=tuple(beyond),
     )

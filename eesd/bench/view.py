@@ -187,6 +187,7 @@ def _rounds(
             "kept": kept,
             "text": None if token is None else _piece(tokenizer, [*text, *left[:kept]], token),
             "stop": done.stop,
+            "looked_up": done.looked_up,
             "s": round(marks[mark - 1] - marks[0], 5),
         }
         text += left[: kept + (token is not None)]

@@ -17,6 +17,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,16 @@ class Costs:
     """Seconds at one context length.
 
     rounds_s[k]: a round of the decode loop that drafts k tokens, nobody looking at signals; rounds_s[0] is a vanilla
-    token. rows_s[a]: what a accepted tokens add to the next draft, whose first step processes them again; constant
-    beyond its end, empty for heads that do not. signal_s: the statistics of one draft law, for a controller that reads
-    them.
+    token. rows_s[n]: what n more rows add to an exit layer's step; constant beyond its end. again: whether the head
+    processes accepted tokens again, with the next draft. signal_s: the statistics of one draft law, for a controller
+    that reads them. verify_s[n - 1]: all layers and the head on n query tokens.
     """
 
     rounds_s: tuple[float, ...]
     rows_s: tuple[float, ...] = ()
     signal_s: float = 0.0
+    again: bool = True
+    verify_s: tuple[float, ...] = ()
 
     @classmethod
     def of_pieces(cls, draft_s: float, verify_s: Sequence[float], vanilla_s: float, first_layers_s: float) -> Costs:
@@ -65,7 +68,15 @@ class Costs:
 
     def accepted_s(self, accepted: int) -> float:
         """What accepted tokens add to the next draft."""
-        return self.rows_s[min(accepted, len(self.rows_s) - 1)] if self.rows_s else 0.0
+        return self.unseen_s(accepted) if self.again else 0.0
+
+    def copied_s(self, drafted: int) -> float:
+        """Seconds of a round whose draft is copied from the context: a vanilla token with more to verify."""
+        return self.vanilla_s + self.verify_s[drafted] - self.verify_s[0]
+
+    def unseen_s(self, rows: int) -> float:
+        """What tokens that the exit layer has not seen add to the next draft."""
+        return self.rows_s[min(rows, len(self.rows_s) - 1)] if self.rows_s else 0.0
 
     def check_k(self, k: int, where: str = "The cost table") -> None:
         """EesdError unless drafts of k tokens have a price."""
@@ -103,6 +114,8 @@ class CostTable:
             tuple(map(between, low.rounds_s, high.rounds_s)),
             tuple(map(between, low.rows_s, high.rows_s)),
             between(low.signal_s, high.signal_s),
+            low.again,
+            tuple(map(between, low.verify_s, high.verify_s)),
         )
 
 
@@ -186,6 +199,16 @@ def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Pa
     else:  # measured before whole rounds were
         verify = [cost("verify_from_exit", query) for query in range(1, max(1, longest("verify_from_exit")) + 1)]
         rounds = Costs.of_pieces(cost("draft"), verify, cost("vanilla"), cost("first_layers"))
-    rows = [cost("exit_layer", query) for query in range(1, longest("exit_layer") + 1)] if again else []
-    signal = cost("signal") if longest("signal") else 0.0
-    return Costs(rounds.rounds_s, tuple(max(0.0, row - rows[0]) for row in rows), signal)
+
+    def all_lengths(piece: str) -> tuple[float, ...]:
+        """Seconds on 1, 2 .. query tokens, up to the first that was not measured."""
+        return tuple(takewhile(bool, (seconds.get((piece, query, context), 0.0) for query in count(1))))
+
+    rows = all_lengths("exit_layer")
+    return Costs(
+        rounds.rounds_s,
+        rows_s=tuple(max(0.0, row - rows[0]) for row in rows),
+        signal_s=cost("signal") if longest("signal") else 0.0,
+        again=again,
+        verify_s=all_lengths("verify"),
+    )

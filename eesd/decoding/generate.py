@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +89,8 @@ def generate(
     _check_length(target, prompt, max_new_tokens)
     if (drafter is None) != (controller is None) or ((branching or lookup) and not drafter):
         raise EesdError("A drafter and a controller go together: give both, or neither for vanilla decoding.")
+    if lookup and (lookup.branching or lookup.drafter.exit_layer):
+        raise EesdError("What goes before a drafter drafts chains and shares no layers with the target.")
     generator = torch.Generator(target.device).manual_seed(seed)
     own = Source(drafter, controller, branching) if drafter else None
     sources = [source for source in (lookup, own) if source]
@@ -100,7 +101,7 @@ def generate(
         cache = target.new_cache(needed)
     clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
-    logits = _prefill(target, prompt, cache, sources)
+    logits = _prefill(target, prompt, cache, sources, drafter.exit_layer if drafter else 0)
     first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))
     clock.lap("prefill")
     output.add([first], 0)
@@ -113,7 +114,8 @@ def generate(
         source = lookup if lookup and lookup.drafter.proposes(pending, slot) else own
         asked = source.controller if source else None
         shared = (asked, output.budget - 1, sampling, generator, clock.lap)
-        draft, verified = _draft_and_verify(target, source, shared, pending, slot, cache, drafter)
+        draft = Tree(source.branching, pending, *shared) if source and source.branching else Chain(*shared)
+        verified = _draft_and_verify(target, source, draft, pending, slot, cache, drafter)
         for one in sources:
             one.drafter.accept(verified if one is source else replace(verified, own=False))
         clock.lap("verify")
@@ -167,9 +169,8 @@ def _check_length(target: Transformer, prompt: Sequence[int], max_new_tokens: in
         )
 
 
-def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, sources: Sequence[Source]) -> Tensor:
-    """Run the prompt through all layers; logits [1, vocab] after its last token."""
-    cut = max((source.drafter.exit_layer for source in sources), default=0)
+def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, sources: Sequence[Source], cut: int) -> Tensor:
+    """Run the prompt through all layers, the drafter's exit at `cut`; logits [1, vocab] after its last token."""
     states = target.embed(torch.tensor([prompt], device=target.device))
     states = target.run(states, slice(0, cut), cache)
     final = target.run(states, slice(cut, None), cache)
@@ -181,23 +182,20 @@ def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, sources
 def _draft_and_verify(
     target: Transformer,
     source: Source | None,
-    shared: tuple[Any, ...],
+    draft: Chain | Tree,
     pending: int,
     slot: int,
     cache: KVCache,
     drafter: Drafter | None,
-) -> tuple[Chain | Tree, Verified]:
-    """Draft from a source, None for nothing, and verify it from the exit of `drafter` on. shared: of chain and tree."""
-    *_, lap = shared
-    if source and source.branching:
-        draft = Tree(source.branching, pending, *shared)
+) -> Verified:
+    """Let a source fill a draft, None leaving it empty, and verify it from the exit of `drafter` on."""
+    if isinstance(draft, Tree):
         states = source.drafter.draft_tree(draft, slot)
-        lap("draft")
-        return draft, verify_tree(target, draft, states, slot, cache, drafter)
-    draft = Chain(*shared)
+        draft.lap("draft")
+        return verify_tree(target, draft, states, slot, cache, drafter)
     states = source.drafter.draft(draft, pending, slot) if source else None
-    lap("draft")
-    return draft, _verify_chain(target, draft, pending, states, slot, cache, drafter)
+    draft.lap("draft")
+    return _verify_chain(target, draft, pending, states, slot, cache, drafter)
 
 
 def _verify_chain(

@@ -6,8 +6,8 @@ tokens is our controller `static`. Nothing is computed, so the draft ends where 
 
     lookup: {drafter: lookup, max_ngram: 2, controller: {name: static, k: 10}}
 
-Beside another drafter it drafts the rounds in which it finds something, for nothing, under a controller of its own; the
-other one drafts the rest. SAM-Decoding (arXiv 2411.10666) and SuffixDecoding (arXiv 2411.04975) join retrieval and a
+Before another drafter it takes the rounds in which it finds something, under a controller of its own; the other one
+drafts the rest. SAM-Decoding (arXiv 2411.10666) and SuffixDecoding (arXiv 2411.04975) join retrieval and a
 drafter in this way.
 
     eesd_lookup: {drafter: exit_head, head: deep4, controller: {name: draft_verify}, lookup: {min_ngram: 2}}
@@ -21,6 +21,7 @@ from typing import Any
 
 from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt, Verified
 from eesd.models.transformer import Transformer
+from eesd.ngrams import NgramIndex
 
 
 @DRAFTERS.register("lookup")
@@ -37,21 +38,20 @@ class LookupDrafter(Drafter):
 
     def begin(self, prompt: Prompt) -> None:
         """Index the prompt."""
-        self.tokens: list[int] = []
-        self.following: dict[tuple[int, ...], int] = {}  # where the text after the first occurrence of an n-gram begins
+        self.known = NgramIndex(self.min_ngram, self.max_ngram)
         for token in prompt.tokens:
-            self._append(token)
+            self.known.append(token)
 
     def proposes(self, pending: int, slot: int) -> bool:
         """Whether the n-gram at the end occurred before."""
         self._settle(pending, slot)
-        return self._match() is not None
+        return self.known.match() is not None
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """Copy until the chain stops or the known text ends."""
         self._settle(pending, slot)
-        start = self._match()
-        for token in self.tokens[start:] if start else ():
+        start = self.known.match()
+        for token in () if start is None else self.known.tokens[start:]:
             if chain.stop:
                 break
             chain.copy(token)
@@ -59,24 +59,9 @@ class LookupDrafter(Drafter):
     def accept(self, verified: Verified) -> None:
         """Index accepted tokens; the target's own comes with the next draft."""
         for token in verified.drafted[: verified.accepted]:
-            self._append(token)
+            self.known.append(token)
 
     def _settle(self, pending: int, slot: int) -> None:
         """Index the last settled token, once."""
-        if len(self.tokens) == slot:
-            self._append(pending)
-
-    def _append(self, token: int) -> None:
-        """Add a settled token: only now the n-grams before it have a continuation."""
-        end = len(self.tokens)
-        for n in range(self.min_ngram, min(self.max_ngram, end) + 1):
-            self.following.setdefault(tuple(self.tokens[end - n :]), end)
-        self.tokens.append(token)
-
-    def _match(self) -> int | None:
-        """Where the text after the first occurrence of the longest known n-gram at the end begins."""
-        for n in range(min(self.max_ngram, len(self.tokens) - 1), self.min_ngram - 1, -1):
-            start = self.following.get(tuple(self.tokens[-n:]))
-            if start is not None:
-                return start
-        return None
+        if len(self.known.tokens) == slot:
+            self.known.append(pending)

@@ -10,25 +10,31 @@ the target's own token, the last round may be cut by the end of text.
 from __future__ import annotations
 
 from math import nan
+from typing import NamedTuple
 
 from eesd.control import Calibration, Controller, CostTable, Signal, calibration_of
 from eesd.errors import EesdError
+from eesd.ngrams import LOOKED_UP
+from eesd.replay.lookup import Lookup
 from eesd.replay.trace import Trace, TracedItem
 
-Rounds = list[tuple[int, int, str]]
+# Of every round: drafted tokens, accepted ones, why drafting ended; and LOOKED_UP where `lookup` drafted it.
+Rounds = list[tuple[int, int, str] | tuple[int, int, str, str]]
 
 
-def replay(controller: Controller, trace: Trace, shift: int = 0) -> list[Rounds]:
+def replay(controller: Controller, trace: Trace, shift: int = 0, lookup: Lookup | None = None) -> list[Rounds]:
     """Rounds of every item in order, so that what a controller carries over prompts is carried over here.
 
-    shift: added to the seeds; 0 is live decoding. Raises EesdError when drafts may be longer than the trace's.
+    shift: added to the seeds; 0 is live decoding. lookup: goes before the trace's drafter. Raises EesdError when drafts
+    may be longer than the trace's.
     """
-    if controller.k_max > trace.facts.k_max:
-        raise EesdError(
-            f"The controller may draft {controller.k_max} tokens, but the trace of {trace.facts.task} holds "
-            f"{trace.facts.k_max} a position. Lower k or k_max, or record a longer trace."
-        )
-    return [replay_item(controller, item, shift) for item in trace.items]
+    for one in (controller, lookup.controller) if lookup else (controller,):
+        if one.k_max > trace.facts.k_max:
+            raise EesdError(
+                f"The controller may draft {one.k_max} tokens, but the trace of {trace.facts.task} holds "
+                f"{trace.facts.k_max} a position. Lower k or k_max, or record a longer trace."
+            )
+    return [replay_item(controller, item, shift, lookup) for item in trace.items]
 
 
 def equip_for(controller: Controller, trace: Trace, costs: CostTable | None) -> None:
@@ -40,34 +46,53 @@ def equip_for(controller: Controller, trace: Trace, costs: CostTable | None) -> 
     controller.equip(calibration, costs)
 
 
-def replay_item(controller: Controller, item: TracedItem, shift: int = 0) -> Rounds:
+def replay_item(controller: Controller, item: TracedItem, shift: int = 0, lookup: Lookup | None = None) -> Rounds:
     """Rounds of one prompt."""
+    chains = item.chains
+    signals = chains.signals if controller.uses_signal else [_row(controller, nan, nan)] * len(chains.lengths)
+    own = copied = _Source(controller, chains.lengths, chains.matches, signals)
+    if lookup:
+        copies, certain = lookup.copies(item), _row(lookup.controller, 1.0, 0.0)
+        copied = _Source(lookup.controller, copies.lengths, copies.matches, [certain] * len(copies.lengths))
+        lookup.controller.reset(item.seed + shift)
     controller.reset(item.seed + shift)
-    keep, k_max, match, rounds = controller.keep_drafting, controller.k_max, item.chains.matches, []
-    lengths = item.chains.lengths
-    signals = item.chains.signals if controller.uses_signal else None
-    row = [Signal(i, nan, nan, nan) for i in range(1, k_max + 1)]
+    rounds: Rounds = []
     t, last = 0, len(item.output) - 1
     while t < last:
+        looked_up = lookup is not None and copied.lengths[t] > 0
+        rule, lengths, matches, rows = copied if looked_up else own
         # t + 1 tokens are settled, and the target's own token needs room.
         room = item.max_new_tokens - t - 2
-        drafted, stop = (room, "length") if room < k_max else (k_max, "k_max")
+        drafted, stop = (room, "length") if room < rule.k_max else (rule.k_max, "k_max")
         if not drafted:
             stop = "none"
-        elif not controller.start_drafting():
+        elif not rule.start_drafting():
             drafted, stop = 0, "controller"
         else:
-            if signals:
-                row = signals[t]
             # At its limit a draft asks nobody; a drafter may have less to propose than that.
             if lengths[t] < drafted:
                 drafted, stop = lengths[t], "drafter"
+            row, keep = rows[t], rule.keep_drafting
             for i in range(drafted - (stop != "drafter")):
                 if not keep(row[i]):
                     drafted, stop = i + 1, "controller"
                     break
-        accepted = min(drafted, match[t])
-        controller.update(drafted, accepted)
-        rounds.append((drafted, accepted, stop))
+        accepted = min(drafted, matches[t])
+        rule.update(drafted, accepted)
+        rounds.append((drafted, accepted, stop, LOOKED_UP) if looked_up else (drafted, accepted, stop))
         t += accepted + 1
     return rounds
+
+
+class _Source(NamedTuple):
+    """Drafts after every position, what their controller is shown of them, and that controller."""
+
+    rule: Controller
+    lengths: list[int]
+    matches: list[int]
+    signals: list[list[Signal]]
+
+
+def _row(controller: Controller, probability: float, entropy: float) -> list[Signal]:
+    """The same of every token: of copied ones, which are certain, and of any to who does not look."""
+    return [Signal(i, probability, probability, entropy) for i in range(1, controller.k_max + 1)]

@@ -27,6 +27,7 @@ from eesd.analysis.tables import write_csv
 from eesd.control import Controller, make_controller, read_costs
 from eesd.errors import EesdError
 from eesd.files import sha256_file
+from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay_item
 from eesd.replay.oracle import Clock
 from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
@@ -57,9 +58,9 @@ class Predictor:
         item = self.items[row["item"]]
         if row["method"] == BASELINE:
             return [(0, 0, "none")] * (len(item.output) - 1), None
-        controller = make_controller(row["settings"]["controller"])
+        controller, lookup = make_controller(row["settings"]["controller"]), row["settings"].get("lookup")
         equip_for(controller, self.trace, self.clock.table)
-        found = replay_item(controller, item, row["seed"] - item.seed)
+        found = replay_item(controller, item, row["seed"] - item.seed, Lookup.of(lookup) if lookup else None)
         _check_equal(row, found)
         return found, controller
 
@@ -70,7 +71,7 @@ class Predictor:
 
 
 def _check_equal(row: Row, found: Rounds) -> None:
-    live, made = [tuple(one[:2]) for one in row["rounds"]], [one[:2] for one in found]
+    live, made = ([(*one[:2], *one[3:]) for one in rounds] for rounds in (row["rounds"], found))
     if live != made:
         first = next((i for i, (a, b) in enumerate(zip(live, made, strict=False)) if a != b), min(len(live), len(made)))
         raise EesdError(
@@ -80,7 +81,7 @@ def _check_equal(row: Row, found: Rounds) -> None:
         )
 
 
-def _at(rounds: Sequence[tuple[int, int]], place: int) -> tuple[int, int] | str:
+def _at(rounds: Sequence[tuple[Any, ...]], place: int) -> tuple[Any, ...] | str:
     return rounds[place] if place < len(rounds) else "missing"
 
 
@@ -116,7 +117,7 @@ def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> tuple[list[t
         for one in predictors:
             facts = one.trace.facts
             same = (facts.model, facts.task) == (row["model"], row["task"])
-            chain = settings.get("drafter") == "exit_head" and not (settings.get("tree") or settings.get("lookup"))
+            chain = settings.get("drafter") == "exit_head" and not settings.get("tree")
             drafts = chain and settings.get("head") == facts.drafter
             if same and (drafts or row["method"] == BASELINE):
                 why = _obstacle(one, row)
@@ -144,8 +145,11 @@ def _obstacle(one: Predictor, row: Row) -> str:
         return "rounding led to another output than the trace's"
     if not row["rounds"]:
         return "one token, which needs no round"
-    if settings.get("controller", {}).get("reset_on") == "never":
+    rules = [part["controller"] for part in (settings, settings.get("lookup")) if part and "controller" in part]
+    if any(rule.get("reset_on") == "never" for rule in rules):
         return "its controller remembers other prompts"
+    if any(make_controller(rule).k_max > facts.k_max for rule in rules):
+        return f"its drafts may be longer than the {facts.k_max} tokens that the trace holds"
     if settings.get("costs_sha256") not in (None, sha256_file(one.costs)):
         return "decided by another cost table"
     return ""

@@ -20,6 +20,7 @@ from eesd.analysis.tables import write_csv
 from eesd.control import CostTable, make_controller, read_costs
 from eesd.control.grid import expand
 from eesd.errors import EesdError
+from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay_item
 from eesd.replay.oracle import Clock, oracle
 from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
@@ -37,7 +38,7 @@ def write_strips_table(traces: Sequence[Path], costs: Path, settings: Mapping[st
         table = read_costs(costs, trace.facts.exit_layer, trace.facts.context, trace.facts.model)
         item = median_item(trace)
         who = {key: getattr(trace.facts, key) for key in ("model", "task", "drafter")}
-        for label, rounds in _lines(trace, item, table, chosen):
+        for label, rounds in _lines(trace, item, table, chosen, settings.get("lookup")):
             records += [{**who, "item": item.id, "label": label, **one} for one in rounds]
     result = pd.DataFrame(records, columns=list(COLUMNS["strips"]))
     write_csv(result, out)
@@ -54,27 +55,33 @@ def median_item(trace: Trace) -> TracedItem:
 
 
 def _lines(
-    trace: Trace, item: TracedItem, table: CostTable, chosen: Sequence[Mapping[str, Any]]
+    trace: Trace,
+    item: TracedItem,
+    table: CostTable,
+    chosen: Sequence[Mapping[str, Any]],
+    lookup: Mapping[str, Any] | None,
 ) -> Iterator[tuple[str, list[dict[str, int]]]]:
     """What could be drafted at every position, then the rounds of the oracle and of every controller."""
     longest = max(make_controller(settings).k_max for settings in chosen)
     possible = [min(longest, length) for length in item.chains.matches]
     yield MATCH, [{"position": t, "drafted": longest, "accepted": match} for t, match in enumerate(possible)]
     one = Trace(trace.facts, (item,))
-    yield ORACLE, _placed(oracle(Clock(one, table, longest), longest)[0])
+    first = None if lookup is None else Lookup.of(lookup)
+    longest = max(longest, first.controller.k_max if first else 0)
+    yield ORACLE, _placed(oracle(Clock(one, table, longest), longest, first)[0])
     for settings in chosen:
         controller = make_controller(settings)
         equip_for(controller, trace, table)
         if controller.k_max > trace.facts.k_max:
             raise EesdError(f"{settings['name']} may draft {controller.k_max} tokens: record a longer trace.")
         label = ", ".join([settings["name"], *(f"{key} = {value}" for key, value in settings.items() if key != "name")])
-        yield label, _placed(replay_item(controller, item))
+        yield label, _placed(replay_item(controller, item, 0, first))
 
 
 def _placed(rounds: Rounds) -> list[dict[str, int]]:
     """Rounds with the output token after which each drafts."""
     found, position = [], 0
-    for drafted, accepted, _ in rounds:
+    for drafted, accepted, *_ in rounds:
         found.append({"position": position, "drafted": drafted, "accepted": accepted})
         position += accepted + 1
     return found

@@ -4,7 +4,8 @@
         --costs resources/hardware/smollm2-135m.json --out results/tables/replay.csv \
         --settings '{"controllers": [{"name": "static", "grid": {"k": [1, 2, 4, 8]}}, {"name": "beta_ts"}], "seeds": 3}'
 
-`grid` lists values of settings, and all their combinations are replayed.
+`grid` lists values of settings, and all their combinations are replayed. `lookup`, as in a method, puts prompt lookup
+before the drafter of every replay, those of the oracle and of the best static length included.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import pandas as pd
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.stats import Speedup, paired_speedup
 from eesd.analysis.tables import write_csv
-from eesd.control import Controller, CostTable, make_controller, read_costs
+from eesd.control import CostTable, make_controller, read_costs
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError
 from eesd.progress import progress
+from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay
 from eesd.replay.oracle import Clock, oracle
 from eesd.replay.trace import Trace, check_same_model, read_trace
@@ -48,7 +50,8 @@ def write_replay_table(
     check_same_model([_trace(path) for path in traces])
     chosen = expand(settings["controllers"])
     chunks = [chosen[first : first + CHUNK] for first in range(0, len(chosen), CHUNK)]
-    jobs = [(path, tuple(costs), chunk, settings["seeds"]) for path in traces for chunk in [None, *chunks]]
+    shared = (tuple(costs), settings["seeds"], settings.get("lookup"))
+    jobs = [(path, chunk, *shared) for path in traces for chunk in [None, *chunks]]
     workers = workers or min(os.cpu_count() or 1, len(jobs))
     records: list[dict[str, Any]] = []
     with progress("replay", len(jobs), "chunk") as bar, ProcessPoolExecutor(workers) as pool:
@@ -81,7 +84,11 @@ def _clock(trace_path: Path, cost_path: Path) -> tuple[Clock, CostTable]:
 
 
 def _replay_chunk(
-    path: Path, costs: Sequence[Path], chunk: Sequence[Mapping[str, Any]] | None, seeds: int
+    path: Path,
+    chunk: Sequence[Mapping[str, Any]] | None,
+    costs: Sequence[Path],
+    seeds: int,
+    lookup: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """Records of some settings on one trace, for every cost table; None stands for the oracle."""
     trace = _trace(path)
@@ -89,35 +96,48 @@ def _replay_chunk(
     for cost_path in costs if chunk is None else []:
         clock, table = _clock(path, cost_path)
         k_max = trace.facts.k_max
-        rounds = oracle(clock, k_max)
-        found = _record(trace, table, [rounds], clock.items(rounds), ORACLE, {"k_max": k_max})
-        records.append({**found, **_references(trace, clock)})
+        rounds = oracle(clock, k_max, _fresh(lookup))
+        found = _record(trace, table, [rounds], clock.items(rounds), (ORACLE, {"k_max": k_max}), lookup)
+        records.append({**found, **_references(trace, clock, table, seeds, lookup)})
     for settings in chunk or []:
         replays: list[list[Rounds]] = []
         for cost_path in costs:
             clock, table = _clock(path, cost_path)
             controller = make_controller(settings)
             if controller.uses_costs or not replays:
-                replays = list(_replays(controller, settings, trace, table, seeds))
+                replays = list(_replays(settings, trace, table, seeds, lookup))
             seconds = np.mean([clock.items(made, controller) for made in replays], 0)
-            records.append(_record(trace, table, replays, seconds, settings["name"], all_settings(controller)))
+            named = (settings["name"], all_settings(controller))
+            records.append(_record(trace, table, replays, seconds, named, lookup))
     return records
 
 
 def _replays(
-    controller: Controller, settings: Mapping[str, Any], trace: Trace, table: CostTable, seeds: int
+    settings: Mapping[str, Any], trace: Trace, table: CostTable, seeds: int, lookup: Mapping[str, Any] | None
 ) -> Iterator[list[Rounds]]:
-    """One replay for each seed, each with a controller that has seen nothing; one is enough without chance."""
-    for shift in range(seeds if controller.uses_chance else 1):
+    """One replay for each seed, each with controllers that have seen nothing; one is enough without chance."""
+    first = _fresh(lookup)
+    chance = make_controller(settings).uses_chance or (first is not None and first.controller.uses_chance)
+    for shift in range(seeds if chance else 1):
         fresh = make_controller(settings)
         equip_for(fresh, trace, table)
-        yield replay(fresh, trace, shift)
+        yield replay(fresh, trace, shift, _fresh(lookup))
 
 
-def _references(trace: Trace, clock: Clock) -> dict[str, Any]:
+def _fresh(lookup: Mapping[str, Any] | None) -> Lookup | None:
+    """Lookup whose controller has seen nothing."""
+    return None if lookup is None else Lookup.of(lookup)
+
+
+def _references(
+    trace: Trace, clock: Clock, table: CostTable, seeds: int, lookup: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Seconds by item of vanilla and of the static draft length that, as hindsight shows, was best on the trace."""
-    statics = [make_controller({"name": "static", "k": k}) for k in range(1, trace.facts.k_max + 1)]
-    seconds = [clock.items(replay(one, trace), one) for one in statics]
+    statics = [{"name": "static", "k": k} for k in range(1, trace.facts.k_max + 1)]
+    seconds = [
+        np.mean([clock.items(made, make_controller(one)) for made in _replays(one, trace, table, seeds, lookup)], 0)
+        for one in statics
+    ]
     best = int(np.argmin(np.sum(seconds, 1)))
     return {"vanilla": clock.vanilla_items(), "best_static": seconds[best], "best_static_k": best + 1}
 
@@ -127,19 +147,20 @@ def _record(
     table: CostTable,
     replays: Sequence[list[Rounds]],
     seconds: Sequence[float],
-    name: str,
-    settings: Mapping[str, Any],
+    named: tuple[str, Mapping[str, Any]],
+    lookup: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """A row of the table without what compares it with others; means over the replays. seconds: by item."""
+    """A row of the table without what compares it with others; means over the replays. seconds: by item. named: name
+    and settings of the controller."""
     rounds = [one for made in replays for item in made for one in item]
     drafted, accepted = sum(one[0] for one in rounds), sum(one[1] for one in rounds)
     facts = trace.facts
     return {
         "model": facts.model,
         "task": facts.task,
-        "drafter": facts.drafter,
-        "controller": name,
-        "settings": json.dumps(settings, sort_keys=True),
+        "drafter": facts.drafter if lookup is None else f"{facts.drafter} + lookup",
+        "controller": named[0],
+        "settings": json.dumps(named[1], sort_keys=True),
         "hardware": table.hardware,
         "tokens_per_round": len(replays) * trace.output_tokens / len(rounds),
         "drafted_per_round": drafted / len(rounds),

@@ -24,9 +24,10 @@ from eesd.control import Signal
 from eesd.errors import EesdError
 from eesd.files import atomic_path
 
-SCHEMA = "2"
+SCHEMA = "3"
 SIGNALS = ("confidence", "probability", "entropy")
 ARRAYS = ("drafted", *SIGNALS, "length", "match")
+TEXTS = ("prompt", "output", "beyond")
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,23 @@ class Chains:
 
 @dataclass(frozen=True)
 class TracedItem:
-    """One greedy output of vanilla decoding. prompt_tokens counts them; seed is that of the item's first repeat."""
+    """One greedy output of vanilla decoding, as token ids; seed is that of the item's first repeat.
+
+    beyond: what the target goes on with after an end of text, which a draft of the last round is matched with.
+    """
 
     id: str
     seed: int
-    prompt_tokens: int
+    prompt: tuple[int, ...]
     max_new_tokens: int
     output: tuple[int, ...]
     chains: Chains = field(repr=False)
+    beyond: tuple[int, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -111,14 +121,12 @@ def write_trace(trace: Trace, path: Path | str) -> None:
     """Write a trace file in one step."""
     chains = [item.chains for item in trace.items]
     tensors = {name: np.concatenate([getattr(one, name) for one in chains]) for name in ARRAYS}
-    tensors["output"] = np.concatenate([np.array(item.output, np.int32) for item in trace.items])
+    for name in TEXTS:
+        tensors[name] = np.concatenate([np.array(getattr(item, name), np.int32) for item in trace.items])
     items = [
         {
-            "id": item.id,
-            "seed": item.seed,
-            "prompt_tokens": item.prompt_tokens,
-            "max_new_tokens": item.max_new_tokens,
-            "output_tokens": len(item.output),
+            **{key: getattr(item, key) for key in ("id", "seed", "max_new_tokens")},
+            "tokens": [len(getattr(item, name)) for name in TEXTS],
         }
         for item in trace.items
     ]
@@ -141,18 +149,25 @@ def read_trace(path: Path | str) -> Trace:
     if metadata.get("schema") != SCHEMA:
         raise EesdError(f"{path}: trace schema {metadata.get('schema')!r}, expected {SCHEMA!r}. Record it again.")
     facts = TraceFacts(**json.loads(metadata["facts"]))
-    items, row, token = [], 0, 0
+    items, row, read = [], 0, dict.fromkeys(TEXTS, 0)
     for entry in json.loads(metadata["items"]):
-        length = entry.pop("output_tokens")
-        part = slice(row, row + length - 1)
-        chains = Chains(*(tensors[name][part] for name in ARRAYS))
-        items.append(
-            TracedItem(output=tuple(tensors["output"][token : token + length].tolist()), chains=chains, **entry)
-        )
-        row, token = row + length - 1, token + length
-    if row != len(tensors["match"]) or token != len(tensors["output"]):
+        texts = {}
+        for name, length in zip(TEXTS, entry.pop("tokens"), strict=True):
+            texts[name] = tuple(tensors[name][read[name] : read[name] + length].tolist())
+            read[name] += length
+        rows = len(texts["output"]) - 1
+        chains = Chains(*(tensors[name][row : row + rows] for name in ARRAYS))
+        items.append(TracedItem(chains=chains, **texts, **entry))
+        row += rows
+    if row != len(tensors["match"]) or any(read[name] != len(tensors[name]) for name in TEXTS):
         raise EesdError(f"{path}: its arrays and its list of items disagree. Record it again.")
     return Trace(facts, tuple(items))
+
+
+def matching(drafted: Sequence[int], text: Sequence[int]) -> int:
+    """How many leading drafted tokens equal the text that follows."""
+    pairs = enumerate(zip(drafted, text, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(drafted), len(text)))
 
 
 def check_same_model(traces: Sequence[Trace]) -> None:

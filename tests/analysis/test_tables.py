@@ -60,6 +60,17 @@ def test_speedup_by_hand() -> None:
     assert table.loc[("hf_generate", "eesd"), "speedup"] == pytest.approx(2.0)
 
 
+def test_rounds_that_lookup_drafted_are_counted() -> None:
+    rows = two_items()
+    for row in rows:
+        if row["method"] == "eesd":
+            row["settings"] = {"lookup": {"min_ngram": 2}}
+            row["rounds"][0].append("lookup")
+    table = tables_of(rows)["acceptance"].set_index("method")
+    assert table.loc["eesd", "looked_up"] == pytest.approx(0.5)
+    assert math.isnan(table.loc["vanilla", "looked_up"])
+
+
 def test_acceptance_and_rounds_by_hand() -> None:
     found = tables_of(two_items())
     table = found["acceptance"].set_index("method")

@@ -21,7 +21,7 @@ from eesd.models.cache import KVCache
 from tests.certify import laws
 from tests.certify import test_sampling as certificate
 from tests.decoding import test_generate as decoding
-from tests.decoding import test_tree
+from tests.decoding import test_lookup_first, test_tree
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -100,6 +100,10 @@ def trees() -> None:
     test_tree.test_greedy_output_is_the_targets(test_tree.TREES[1], "exit", {})
 
 
+def copies_first() -> None:
+    test_lookup_first.test_what_is_drafted_depends_on_the_text_alone("deep")
+
+
 LAW = "exact law of whole outputs (`test_whole_generations_have_the_targets_law`)"
 LAW_OPTIONS = "exact law with temperature, top-k and top-p (`test_generations_with_temperature_top_k_and_top_p`)"
 CHAIN = "exact law of a chain (`test_a_chain_keeps_the_targets_law`)"
@@ -107,6 +111,7 @@ GREEDY = "greedy outputs against vanilla (`test_greedy_exit_head_is_lossless`)"
 
 ENDS = "ends (`test_stops_after_the_first_eos_even_inside_an_accepted_draft`)"
 TREES = "greedy outputs of trees against vanilla (`test_greedy_output_is_the_targets`)"
+COPIES = "drafts after copied rounds (`test_what_is_drafted_depends_on_the_text_alone`)"
 PREFIX = "drafts follow the accepted prefix alone (`test_what_is_drafted_depends_on_the_accepted_prefix_alone`)"
 OWN_NUMBERS = "G-test, nothing replaced (`test_generation_with_torchs_own_random_numbers_follows_the_law`)"
 
@@ -270,11 +275,16 @@ def late_correction(patch):
 
 @fault("the drafting method cuts its prompt, vanilla does not", greedy, GREEDY)
 def truncated_prompt(patch):
-    def prefill(target, prompt, cache, drafter, original=generate._prefill):
-        cut = [prompt[1], *prompt[1:]] if drafter else prompt
-        return original(target, cut, cache, drafter)
+    def prefill(target, prompt, cache, sources, cut, original=generate._prefill):
+        shorter = [prompt[1], *prompt[1:]] if sources else prompt
+        return original(target, shorter, cache, sources, cut)
 
     patch.setattr(generate, "_prefill", prefill)
+
+
+@fault("a head takes another drafter's round for its own", copies_first, COPIES)
+def foreign_round(patch):
+    patch.setattr(generate, "replace", lambda verified, own: verified)
 
 
 @fault("an end of sequence inside a draft is not seen", ends, ENDS)

@@ -63,9 +63,9 @@ def test_trees_give_way_too():
     assert {one.looked_up for one in found.rounds} == {True, False}
 
 
-@pytest.mark.parametrize("name", ["exit_head", "deep", "medusa"])
-def test_what_a_head_drafts_depends_on_the_text_alone(name):
-    """After rounds of another drafter its drafts are those of a head that saw nothing but the text."""
+@pytest.mark.parametrize("name", ["exit_head", "deep", "medusa", "assistant"])
+def test_what_is_drafted_depends_on_the_text_alone(name):
+    """After rounds of another drafter drafts are those of a drafter that saw nothing but the text."""
     target = target_of_few_tokens()
     drafter, drafts = DRAFTERS[name](target), {}
     own = drafter.draft
@@ -77,24 +77,43 @@ def test_what_a_head_drafts_depends_on_the_text_alone(name):
 
     drafter.draft = noted
     output = decode(target, drafter, lookup(3, 3)).tokens
-    expected = record_chains(target, DRAFTERS[name](target), PROMPT, output, False, 3).drafted.tolist()
+    expected = record_chains(target, DRAFTERS[name](target), PROMPT, output, (), 3).drafted.tolist()
     assert len(drafts) > 5
     assert all(tokens == expected[t][: len(tokens)] for t, tokens in drafts.items())
 
 
-@pytest.mark.parametrize("drafter", ["exit_head", "exit_head_deep", "early_exit"])
+@pytest.mark.parametrize("drafter", ["exit_head", "exit_head_deep", "early_exit", "medusa", "self_sd"])
 def test_sampled_outputs_keep_the_targets_law(drafter):
     """By enumeration of every outcome: copied tokens are one-hot drafts, drawn ones have their own law."""
-    first = Source(LookupDrafter(2), make_controller({"name": "static", "k": 2}))
+    first, found = Source(LookupDrafter(2, 2), make_controller({"name": "static", "k": 2})), set()
+    proposes = first.drafter.proposes
+
+    def noted(pending, slot):
+        found.add(proposes(pending, slot))
+        return proposes(pending, slot)
+
+    first.drafter.proposes = noted
     assert_law(*sequence_law(drafter, "static", length=4, seeds=(0,), lookup=first))
+    assert found == {True, False}
 
 
 def test_each_controller_learns_from_its_own_rounds():
-    target, told = target_of_few_tokens(), []
-    first = lookup(3, 3)
-    first.controller.update = lambda drafted, accepted: told.append((drafted, accepted))
-    found = decode(target, DRAFTERS["deep"](target), first)
-    assert told == [(one.drafted, one.accepted) for one in found.rounds if one.looked_up]
+    target, told = target_of_few_tokens(), {True: [], False: []}
+    first, own = lookup(3, 3), make_controller({"name": "static", "k": 3})
+    for looked_up, controller in ((True, first.controller), (False, own)):
+        controller.update = lambda *counts, into=told[looked_up]: into.append(counts)
+    found = generate(
+        target, PROMPT, drafter=DRAFTERS["deep"](target), controller=own, lookup=first, max_new_tokens=LENGTH
+    )
+    for looked_up, counts in told.items():
+        assert counts == [(one.drafted, one.accepted) for one in found.rounds if one.looked_up == looked_up]
+
+
+@pytest.mark.parametrize("first", [Source(EarlyExitDrafter(2), None), Source(LookupDrafter(2), None, Branching(5, 2))])
+def test_only_chains_without_shared_layers_go_first(first):
+    target = target_of_few_tokens()
+    with pytest.raises(EesdError, match="drafts chains and shares no layers"):
+        decode(target, DRAFTERS["deep"](target), first)
 
 
 def test_a_lookup_alone_is_refused():

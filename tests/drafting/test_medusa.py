@@ -84,7 +84,7 @@ def test_a_text_is_drafted_from_as_one_at_a_time(engine, tied):
         draft_text = Drafter.draft_text
 
     batched, single = (
-        record_chains(target, each, PROMPT, output, False, 6) for each in (drafter, OneByOne(drafter.heads))
+        record_chains(target, each, PROMPT, output, (), 6) for each in (drafter, OneByOne(drafter.heads))
     )
     assert (batched.drafted == single.drafted).all()
     assert (batched.length == 4).all()

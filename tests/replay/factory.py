@@ -24,7 +24,8 @@ def make_item(
     signals = [rng.uniform(0.1, 1.0, (count, k_max)).astype(np.float32) for _ in range(3)]
     length = np.full(count, k_max, np.int32)
     chains = Chains(np.zeros((count, k_max), np.int32), *signals, length, np.array(match, np.int32))
-    return TracedItem(f"i{seed}", seed, prompt_tokens, count + 1 + room, tuple(range(count + 1)), chains)
+    prompt = tuple(range(1000, 1000 + prompt_tokens))  # nothing in it occurs again
+    return TracedItem(f"i{seed}", seed, prompt, count + 1 + room, tuple(range(count + 1)), chains)
 
 
 def live_rows(trace: Trace, seconds: float = 0.01) -> list[dict[str, Any]]:

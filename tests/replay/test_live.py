@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eesd.bench.trace import record_chains
+from eesd.bench.trace import continuation, record_chains
 from eesd.control import CONTROLLERS, make_controller
 from eesd.decoding.generate import generate
 from eesd.drafting import Drafter
@@ -52,16 +52,17 @@ class Stumbling(ScriptedDrafter):
             chain.extend(logits)
 
 
-def texts(target, eos) -> list[list[int]]:
-    return [generate(target, prompt, max_new_tokens=LIMIT, eos=eos).tokens for prompt in PROMPTS]
+def texts(target, eos, prompts=PROMPTS) -> list[list[int]]:
+    return [generate(target, prompt, max_new_tokens=LIMIT, eos=eos).tokens for prompt in prompts]
 
 
-def recorded(target, drafters: list[Drafter], eos) -> Trace:
+def recorded_items(target, drafters: list[Drafter], eos, prompts=PROMPTS) -> list[TracedItem]:
     items = []
-    for seed, (prompt, output, drafter) in enumerate(zip(PROMPTS, texts(target, eos), drafters, strict=True)):
-        chains = record_chains(target, drafter, prompt, output, output[-1] in eos, K)
-        items.append(TracedItem(f"item-{seed}", seed, len(prompt), LIMIT, tuple(output), chains))
-    return Trace(FACTS, tuple(items))
+    for seed, (prompt, output, drafter) in enumerate(zip(prompts, texts(target, eos, prompts), drafters, strict=True)):
+        beyond = continuation(target, prompt, output, K) if output[-1] in eos else []
+        chains = record_chains(target, drafter, prompt, output, beyond, K)
+        items.append(TracedItem(f"item-{seed}", seed, tuple(prompt), LIMIT, tuple(output), chains, tuple(beyond)))
+    return items
 
 
 def drafters_of(kind: str, target) -> list[Drafter]:
@@ -80,7 +81,7 @@ def case(request):
     # A token that ends one of the outputs early, inside what may be an accepted draft.
     eos = {texts(target, ())[1][17]}
     drafters = drafters_of(request.param, target)
-    return target, eos, drafters, recorded(target, drafters, eos)
+    return target, eos, drafters, Trace(FACTS, tuple(recorded_items(target, drafters, eos)))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -97,7 +98,7 @@ def test_rounds_are_those_of_live_decoding(case, settings):
 
 
 def test_a_batch_of_positions_drafts_what_one_at_a_time_does(case):
-    target, eos, drafters, trace = case
+    target, _, drafters, trace = case
     if hasattr(drafters[0], "head"):
         for item, prompt, drafter in zip(trace.items, PROMPTS, drafters, strict=True):
 
@@ -105,7 +106,7 @@ def test_a_batch_of_positions_drafts_what_one_at_a_time_does(case):
                 draft_text = Drafter.draft_text
 
             slow = OneByOne(drafter.head, drafter.exit_layer)
-            chains = record_chains(target, slow, prompt, item.output, item.output[-1] in eos, K)
+            chains = record_chains(target, slow, prompt, item.output, item.beyond, K)
             assert (chains.drafted == item.chains.drafted).all()
             assert (chains.match == item.chains.match).all()
             for name in ("confidence", "probability", "entropy"):
@@ -118,7 +119,7 @@ def test_traces_survive_the_disk(case, tmp_path: Path):
     again = read_trace(tmp_path / "trace.safetensors")
     assert again.facts == trace.facts
     for one, other in zip(again.items, trace.items, strict=True):
-        assert one.output == other.output
+        assert (one.prompt, one.output, one.beyond) == (other.prompt, other.output, other.beyond)
         for name, values in vars(other.chains).items():
             if hasattr(values, "dtype"):
                 np.testing.assert_array_equal(getattr(one.chains, name), values)

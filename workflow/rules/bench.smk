@@ -17,6 +17,7 @@ rule bench_group:
             *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts")],
             "eesd/decoding",
             "eesd/drafting",
+            "eesd/ngrams.py",
             *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs")],
             "eesd/models",
         ),

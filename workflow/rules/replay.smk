@@ -1,5 +1,7 @@
 """Replay: drafts recorded once, controllers judged on them in seconds, one table and figure for each entry of `replays`."""
 
+REPLAY = ["eesd/replay", "eesd/control", "eesd/ngrams.py"]
+
 
 # Record what a head would draft at every position of vanilla's outputs.
 rule record_trace:
@@ -13,6 +15,7 @@ rule record_trace:
             "eesd/replay/trace.py",
             "eesd/decoding",
             "eesd/drafting",
+            "eesd/ngrams.py",
             "eesd/models",
         ),
     output:
@@ -36,7 +39,7 @@ rule replay_controllers:
     input:
         traces=lambda wildcards: settings.replay_traces(config, wildcards.model, wildcards.replay),
         costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay),
-        modules=modules("eesd/replay", "eesd/control", *[f"eesd/analysis/{name}.py" for name in ("columns", "stats")]),
+        modules=modules(*REPLAY, *[f"eesd/analysis/{name}.py" for name in ("columns", "stats")]),
     output:
         report(
             "results/replay/{model}/{replay}/replay.csv",
@@ -61,7 +64,7 @@ rule tabulate_strips:
     input:
         traces=lambda wildcards: settings.replay_traces(config, wildcards.model, wildcards.replay),
         costs=lambda wildcards: settings.replay_costs(config, wildcards.model, wildcards.replay)[0],
-        modules=modules("eesd/replay", "eesd/control", "eesd/analysis/columns.py"),
+        modules=modules(*REPLAY, "eesd/analysis/columns.py"),
     output:
         report(
             "results/replay/{model}/{replay}/strips.csv",
@@ -85,7 +88,7 @@ rule predict_group:
         traces=lambda wildcards: settings.prediction_traces(config, wildcards.model, wildcards.group),
         rows=lambda wildcards: settings.group_rows(config, wildcards.model, wildcards.group),
         costs=lambda wildcards: settings.cost_path(wildcards.model),
-        modules=modules("eesd/replay", "eesd/control", *[f"eesd/analysis/{name}.py" for name in ("columns", "rows")]),
+        modules=modules(*REPLAY, *[f"eesd/analysis/{name}.py" for name in ("columns", "rows")]),
     output:
         report(
             "results/prediction/{model}/{group}/prediction.csv",

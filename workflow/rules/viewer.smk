@@ -13,6 +13,7 @@ rule record_view:
             *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner")],
             "eesd/decoding",
             "eesd/drafting",
+            "eesd/ngrams.py",
             "eesd/models",
         ),
         task_modules=lambda wildcards: task_modules([wildcards.task]),

@@ -66,8 +66,8 @@ def _one_hardware(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _titles(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Title and rows of every panel: one for each task, and each drafter where there are several."""
-    several = table["drafter"].nunique() > 1
+    """Title and rows of every panel: one for each task, and each drafter where there are several or copies go first."""
+    several = table["drafter"].nunique() > 1 or table["drafter"].str.contains("+", regex=False).any()
     panels = []
     for (task, drafter), own in table.groupby(["task", "drafter"]):
         title = f"{style.task_label(task)} (n = {own['n_items'].iloc[0]})"

@@ -103,7 +103,7 @@ function drawRounds() {
     const added = element("td");
     if (round.text !== null) added.append(element("code", shown(round.text)));
     line.append(element("td", index + 1), element("td", seconds(round.s)), drafts,
-      element("td", round.drafts.length ? `${round.accepted} of ${round.drafts.length}` : "\u2013"), added, element("td", round.stop));
+      element("td", round.drafts.length ? `${round.accepted} of ${round.drafts.length}` : "\u2013"), added, element("td", round.looked_up ? `copied: ${round.stop}` : round.stop));
     line.dataset.s = round.s;
     return line;
   }));

@@ -1,0 +1,55 @@
+"""Prompt lookup before the drafter of a trace: what it would copy after every output token, found without a model.
+
+lookup = Lookup.of({"min_ngram": 2, "max_ngram": 4, "controller": {"name": "hf_heuristic"}})
+lookup.copies(item).lengths[5]      # tokens that could be copied after output token 5; 0 leaves it to the drafter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eesd.control import Controller, make_controller
+from eesd.errors import EesdError
+from eesd.ngrams import NgramIndex
+from eesd.replay.trace import TracedItem, matching
+
+
+@dataclass(frozen=True)
+class Copies:
+    """After every output token but the last: tokens that could be copied, and how many of them are the target's."""
+
+    lengths: list[int]
+    matches: list[int]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """`lookup` of a method: how n-grams are looked up, and the controller that says how much is copied."""
+
+    controller: Controller
+    min_ngram: int
+    max_ngram: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Lookup:
+        """From `lookup` of a method with its defaults filled in; a controller that has seen nothing."""
+        missing = [key for key in ("min_ngram", "max_ngram", "controller") if key not in settings]
+        if missing:
+            raise EesdError(f"lookup without {', '.join(missing)}. Give it, as rows of the bench do.")
+        return cls(make_controller(settings["controller"]), settings["min_ngram"], settings["max_ngram"])
+
+    def copies(self, item: TracedItem) -> Copies:
+        """Copies of one output, as long as the controller may ask for."""
+        known, text = NgramIndex(self.min_ngram, self.max_ngram), [*item.output, *item.beyond]
+        for token in item.prompt:
+            known.append(token)
+        lengths, matches = [], []
+        for t, token in enumerate(item.output[:-1], 1):
+            known.append(token)
+            start = known.match()
+            copied = [] if start is None else known.tokens[start : start + self.controller.k_max]
+            lengths.append(len(copied))
+            matches.append(matching(copied, text[t : t + len(copied)]))
+        return Copies(lengths, matches)
