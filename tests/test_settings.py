@@ -30,7 +30,6 @@ from eesd.settings import (
     resolve_corpus,
     resolve_head,
     resolve_method,
-    resolve_replay,
     resolve_trace,
     used_heads,
 )
@@ -268,15 +267,6 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert method_files(load_config(), MODEL, "bfloat16") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
-
-
-def test_lookup_has_its_defaults_wherever_it_stands():
-    config = load_config()
-    lookup = resolve_method(config, MODEL, "eesd_lookup")["lookup"]
-    assert (lookup["min_ngram"], lookup["max_ngram"]) == (2, 4)
-    assert lookup["controller"] == {"name": "hf_heuristic", "k": 5, "k_max": 12, "reset_on": "prompt"}
-    assert resolve_replay(config, "hardware_lookup")["lookup"]["controller"]["name"] == "hf_heuristic"
-    assert "lookup" not in resolve_replay(config, "hardware")
 
 
 def test_exit_layers_are_compared_where_a_group_has_heads_of_several(root: Path):

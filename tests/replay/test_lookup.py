@@ -18,6 +18,7 @@ from eesd.replay.prediction import write_prediction_table
 from eesd.replay.strips import write_strips_table
 from eesd.replay.table import write_replay_table
 from eesd.replay.trace import Trace, TracedItem, write_trace
+from eesd.settings import load_config, resolve_method, resolve_replay
 from tests.analysis.factory import write_costs, write_rows
 from tests.control.test_rules import COSTS
 from tests.replay.factory import FACTS, live_rows, make_item, make_trace
@@ -168,3 +169,12 @@ def test_a_copy_that_may_be_longer_than_the_trace_is_refused(live):
     lookup = Lookup.of({**LOOKUP, "controller": {"name": "static", "k": K + 1}})
     with pytest.raises(EesdError, match=f"may draft {K + 1} tokens"):
         replay(make_controller({"name": "static", "k": 2}), live[-1], 0, lookup)
+
+
+def test_lookup_has_its_defaults_wherever_it_stands():
+    config = load_config()
+    lookup = resolve_method(config, "smollm2-135m", "eesd_lookup")["lookup"]
+    assert (lookup["min_ngram"], lookup["max_ngram"]) == (2, 4)
+    assert lookup["controller"] == {"name": "hf_heuristic", "k": 5, "k_max": 12, "reset_on": "prompt"}
+    assert resolve_replay(config, "hardware_lookup")["lookup"]["controller"]["name"] == "hf_heuristic"
+    assert "lookup" not in resolve_replay(config, "hardware")

@@ -65,9 +65,15 @@ def _one_hardware(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["hardware"] == table["hardware"].iloc[0]]
 
 
+def _heading(table: pd.DataFrame) -> str:
+    """The hardware, and what drafted where copies go first."""
+    drafter = table["drafter"].iloc[0]
+    return ", ".join([table["hardware"].iloc[0], *([drafter] if "+" in drafter else [])])
+
+
 def _titles(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Title and rows of every panel: one for each task, and each drafter where there are several or copies go first."""
-    several = table["drafter"].nunique() > 1 or table["drafter"].str.contains("+", regex=False).any()
+    """Title and rows of every panel: one for each task, and each drafter where there are several."""
+    several = table["drafter"].nunique() > 1
     panels = []
     for (task, drafter), own in table.groupby(["task", "drafter"]):
         title = f"{style.task_label(task)} (n = {own['n_items'].iloc[0]})"
@@ -87,18 +93,18 @@ def draw_regret(tables_dir: Path) -> Figure:
             f"{tables_dir / 'replay.csv'}: no controller beside the oracle, so there is nothing to compare."
         )
     color = {label: COLORS.get(name, "0.4") for name, label in zip(table["controller"], table["label"], strict=True)}
-    parts = [(hardware, part, _best_first(part)) for hardware, part in table.groupby("hardware", sort=False)]
+    parts = [(part, _best_first(part)) for _, part in table.groupby("hardware", sort=False)]
     bands = [
-        style.Band(hardware, [title for title, _ in _titles(part)], style.LINE_IN * len(order))
-        for hardware, part, order in parts
+        style.Band(_heading(part), [title for title, _ in _titles(part)], style.LINE_IN * len(order))
+        for part, order in parts
     ]
     drawing, axes = style.grid(bands)
-    for (_, part, order), row in zip(parts, axes, strict=True):
+    for (part, order), row in zip(parts, axes, strict=True):
         for (title, own), panel in zip(_titles(part), row, strict=True):
             _draw_bars(panel, own, order, color)
             panel.set_xlim(0, 1.15 * float(part[["predicted_speedup", "ci_high"]].max().max()))
             style.panel_title(panel, title, below_band_title=True)
-            if part is parts[-1][1]:
+            if part is parts[-1][0]:
                 panel.set_xlabel("predicted speedup")
     return drawing
 
@@ -136,7 +142,7 @@ def draw_steps(tables_dir: Path) -> Figure:
     others = sort_frame(table[~table["controller"].isin([STATIC, ORACLE])], ["label"])
     labels = ["static k", *dict.fromkeys(others["label"]), "vanilla", "oracle"]
     styles = ["-", (0, (5, 1.5)), (0, (3, 1, 1, 1))]
-    drawing, axes = style.grid([style.Band(table["hardware"].iloc[0], [t for t, _ in panels], 1.9)], labels)
+    drawing, axes = style.grid([style.Band(_heading(table), [t for t, _ in panels], 1.9)], labels)
     for (title, own), panel in zip(panels, axes[0], strict=True):
         static = own[own["controller"] == STATIC]
         steps = static["settings"].map(lambda settings: settings["k"])
