@@ -149,9 +149,10 @@ def foreign_keys(kind: str) -> set[str]:
 
 
 def resolve_study(config: Config, study: str) -> Config:
-    """Settings of `study`: what was varied, by head."""
+    """Settings of `study`: its heads in order, with what was varied."""
     _entry(config, "study", study)
-    return plain({"study": study, "varied": {one.head: one.varied for one in variations(config, study)}})
+    # Pairs, because rules sort the keys of what they pass on.
+    return plain({"study": study, "varied": [[one.head, one.varied] for one in variations(config, study)]})
 
 
 def resolve_skips(config: Config, skips: str) -> Config:

@@ -1,7 +1,7 @@
 """heads.csv of one study: every head that it trained, with the settings that were varied.
 
     python -m eesd study --out results/studies/smollm2-135m/init/heads.csv results/heads/smollm2-135m/init.*/card.json \
-        --settings '{"study": "init", "varied": {"init.init-last.s0": {"init": "last"}, ...}}'
+        --settings '{"study": "init", "varied": [["init.init-last.s0", {"init": "last"}], ...]}'
 
 The columns are those of heads.csv among the tables; rows stay in the order of the study.
 """
@@ -23,7 +23,7 @@ from eesd.errors import EesdError
 
 def write_study_table(card_paths: Iterable[Path], settings: Mapping[str, Any], out: Path) -> pd.DataFrame:
     """Tabulate the cards of a study, all of them and no others; writes `out` and returns the table."""
-    records, varied = head_records(card_paths), settings["varied"]
+    records, varied = head_records(card_paths), dict(settings["varied"])
     heads = {record["head"] for record in records}
     if heads != varied.keys():
         wrong = ", ".join(sorted(heads ^ varied.keys()))

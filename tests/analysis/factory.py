@@ -206,7 +206,7 @@ def write_study(
             changes = {key: value, "settings": {"seed": seed}, "agreement": agreement}
             cards.append(write_card(folder / head / "card.json", head, **changes))
             varied[head] = {key: value, **(others or {})}
-    write_study_table(cards, {"study": "toy", "varied": varied}, folder / "heads.csv")
+    write_study_table(cards, {"study": "toy", "varied": list(varied.items())}, folder / "heads.csv")
     return folder
 
 

@@ -37,7 +37,7 @@ def test_cards_of_another_study_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         EesdError, match=r"study init needs one card .* missing or foreign: init\.last\.s0, init\.last\.s1"
     ):
-        write_study_table([card], {"study": "init", "varied": {"init.last.s1": {}}}, tmp_path / "heads.csv")
+        write_study_table([card], {"study": "init", "varied": [["init.last.s1", {}]]}, tmp_path / "heads.csv")
 
 
 def test_interval_over_seeds_by_hand() -> None:
