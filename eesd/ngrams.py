@@ -5,7 +5,7 @@
         known.append(token)
     known.match()        # where the text begins that followed the longest n-gram at the end when it first occurred
 
-Imports no torch, because replays use it.
+And how rows and replays mark a round that copied. Imports no torch, because replays and tables use it.
 """
 
 from __future__ import annotations

@@ -16,3 +16,12 @@ settings.load_profile("suite")
 def root() -> Path:
     """The top of the repository."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def embedded_model(root: Path) -> Path:
+    """The converted default model, which `make test` fetches first; skips where tests run without it."""
+    folder = root / "resources" / "models" / "smollm2-135m"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("no default model: snakemake --cores all resources/models/smollm2-135m makes it")
+    return folder

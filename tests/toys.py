@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from eesd.control import make_controller
@@ -15,9 +16,21 @@ from eesd.drafting.base import Draftable, Drafter, Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.drafting.medusa import MedusaDrafter, MedusaHeads
 from eesd.models.config import ModelConfig
+from eesd.models.kernels import BuildError, find_compiler
 from eesd.models.transformer import Transformer
 
 VOCAB = 50
+
+
+def _has_compiler() -> bool:
+    try:
+        return bool(find_compiler())
+    except BuildError:
+        return False
+
+
+# Where there is a compiler, an engine that cannot be built is a failure and no reason to skip.
+needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler: none of $CXX, g++, c++, clang++")
 
 
 def tiny_config(**changes) -> ModelConfig:

@@ -44,13 +44,11 @@ class LookupDrafter(Drafter):
 
     def proposes(self, pending: int, slot: int) -> bool:
         """Whether the n-gram at the end occurred before."""
-        self._settle(pending, slot)
-        return self.known.match() is not None
+        return self._find(pending, slot) is not None
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """Copy until the chain stops or the known text ends."""
-        self._settle(pending, slot)
-        start = self.known.match()
+        start = self._find(pending, slot)
         for token in () if start is None else self.known.tokens[start:]:
             if chain.stop:
                 break
@@ -61,7 +59,9 @@ class LookupDrafter(Drafter):
         for token in verified.drafted[: verified.accepted]:
             self.known.append(token)
 
-    def _settle(self, pending: int, slot: int) -> None:
-        """Index the last settled token, once."""
+    def _find(self, pending: int, slot: int) -> int | None:
+        """Where what is copied after the last settled token begins; looked up once a round."""
         if len(self.known.tokens) == slot:
             self.known.append(pending)
+            self.start = self.known.match()
+        return self.start

@@ -58,9 +58,9 @@ class Predictor:
         item = self.items[row["item"]]
         if row["method"] == BASELINE:
             return [(0, 0, "none")] * (len(item.output) - 1), None
-        controller, lookup = make_controller(row["settings"]["controller"]), row["settings"].get("lookup")
+        controller = make_controller(row["settings"]["controller"])
         equip_for(controller, self.trace, self.clock.table)
-        found = replay_item(controller, item, row["seed"] - item.seed, Lookup.of(lookup) if lookup else None)
+        found = replay_item(controller, item, row["seed"] - item.seed, Lookup.of(row["settings"].get("lookup")))
         _check_equal(row, found)
         return found, controller
 

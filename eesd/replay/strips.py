@@ -66,7 +66,7 @@ def _lines(
     possible = [min(longest, length) for length in item.chains.matches]
     yield MATCH, [{"position": t, "drafted": longest, "accepted": match} for t, match in enumerate(possible)]
     one = Trace(trace.facts, (item,))
-    first = None if lookup is None else Lookup.of(lookup)
+    first = Lookup.of(lookup)
     longest = max(longest, first.controller.k_max if first else 0)
     yield ORACLE, _placed(oracle(Clock(one, table, longest), longest, first)[0])
     for settings in chosen:

@@ -96,7 +96,7 @@ def _replay_chunk(
     for cost_path in costs if chunk is None else []:
         clock, table = _clock(path, cost_path)
         k_max = trace.facts.k_max
-        rounds = oracle(clock, k_max, _fresh(lookup))
+        rounds = oracle(clock, k_max, Lookup.of(lookup))
         found = _record(trace, table, [rounds], clock.items(rounds), (ORACLE, {"k_max": k_max}), lookup)
         records.append({**found, **_references(trace, clock, table, seeds, lookup)})
     for settings in chunk or []:
@@ -116,17 +116,12 @@ def _replays(
     settings: Mapping[str, Any], trace: Trace, table: CostTable, seeds: int, lookup: Mapping[str, Any] | None
 ) -> Iterator[list[Rounds]]:
     """One replay for each seed, each with controllers that have seen nothing; one is enough without chance."""
-    first = _fresh(lookup)
+    first = Lookup.of(lookup)
     chance = make_controller(settings).uses_chance or (first is not None and first.controller.uses_chance)
     for shift in range(seeds if chance else 1):
         fresh = make_controller(settings)
         equip_for(fresh, trace, table)
-        yield replay(fresh, trace, shift, _fresh(lookup))
-
-
-def _fresh(lookup: Mapping[str, Any] | None) -> Lookup | None:
-    """Lookup whose controller has seen nothing."""
-    return None if lookup is None else Lookup.of(lookup)
+        yield replay(fresh, trace, shift, Lookup.of(lookup))
 
 
 def _references(

@@ -66,7 +66,8 @@ class Chains:
 class TracedItem:
     """One greedy output of vanilla decoding, as token ids; seed is that of the item's first repeat.
 
-    beyond: what the target goes on with after an end of text, which a draft of the last round is matched with.
+    beyond: what the target goes on with after an end of text, which a draft of the last round is matched with. copied:
+    what lookups have found in it, by their settings.
     """
 
     id: str
@@ -76,6 +77,7 @@ class TracedItem:
     output: tuple[int, ...]
     chains: Chains = field(repr=False)
     beyond: tuple[int, ...] = ()
+    copied: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def prompt_tokens(self) -> int:

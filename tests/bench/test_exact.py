@@ -13,7 +13,7 @@ from eesd.bench.runner import check_exact, run_bench
 from eesd.errors import EesdError
 from eesd.models.engine import attach_engine, make_engine
 from eesd.models.loading import load_target
-from tests.toys import write_tiny_data, write_tiny_model
+from tests.toys import needs_compiler, write_tiny_data, write_tiny_model
 
 LOOKUP = {"drafter": "lookup", "max_ngram": 2, "controller": {"name": "static", "k": 6}}
 
@@ -48,16 +48,9 @@ def settings(folder, **changes):
     return {**group, **changes}
 
 
-def cpp_engine():
-    engine = make_engine("auto", "cpu")
-    if not engine.name.startswith("cpp-"):
-        pytest.skip("no C++ compiler here, so no engine that computes rows alike")
-    return engine
-
-
+@needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_exact_rows_are_identical_and_say_so(model, tmp_path, dtype):
-    cpp_engine()
     out = tmp_path / "rows.jsonl"
     run_bench(model, settings(tmp_path / "data", dtype=dtype, exact=True), out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -66,11 +59,11 @@ def test_exact_rows_are_identical_and_say_so(model, tmp_path, dtype):
     assert write_tables([out], [], tmp_path)["lossless"]["exact"].all()
 
 
+@needs_compiler
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 16])
 def test_logits_of_a_verification_are_vanillas_bit_by_bit(model, rows):
-    cpp_engine()
     target = load_target(model, "bfloat16", "cpu")
-    attach_engine(target)
+    attach_engine(target, "cpp")
     prompt, tokens = list(range(1, 30)), torch.arange(40, 56)[:rows]
     together, alone = (target.new_cache(64) for _ in range(2))
     with torch.inference_mode():

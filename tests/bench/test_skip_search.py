@@ -7,16 +7,13 @@ import json
 import pytest
 import torch
 
+from eesd.bench.skip_search import Answer, Prices, Search, read_prices, replay, search_skips
 from eesd.control import make_controller
 from eesd.decoding.generate import generate
 from eesd.drafting.self_sd import SelfSDDrafter, Skips
 from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
 from tests.toys import tiny_target, write_tiny_data, write_tiny_model
-
-pytest.importorskip("optuna")
-
-from eesd.bench.skip_search import Answer, Prices, Search, read_prices, replay, search_skips
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 PRICES = Prices(0.009, 0.002, tuple(0.008 + 0.001 * n for n in range(1, 9)))

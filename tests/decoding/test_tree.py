@@ -357,11 +357,8 @@ def test_drafters_of_chains_say_so():
 
 
 @pytest.mark.slow
-def test_engine_and_torch_decode_the_same_trees_on_the_embedded_model(root: Path):
-    folder = root / "resources/models/smollm2-135m"
-    if not folder.exists():
-        pytest.skip("needs the converted model: snakemake --cores all resources/models/smollm2-135m")
-    target = load_target(folder, "float32")
+def test_engine_and_torch_decode_the_same_trees_on_the_embedded_model(embedded_model: Path):
+    target = load_target(embedded_model, "float32")
     torch.manual_seed(0)
     # An untrained head near the target's own: its last layer, norm and head on the states after layer 26.
     head = ExitHead(target.config, torch.arange(target.config.vocab_size))

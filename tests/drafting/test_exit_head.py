@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from eesd.drafting.exit_head import ExitHeadDrafter
 from eesd.errors import EesdError
 from eesd.models.engine import attach_engine
 from eesd.models.transformer import LayerCaches
-from tests.toys import VOCAB, exit_drafter, tiny_head, tiny_target
+from tests.toys import VOCAB, exit_drafter, needs_compiler, tiny_head, tiny_target
 
 GREEDY = Sampling()
 
@@ -36,7 +35,7 @@ def test_steps_equal_the_whole_sequence(pieces, lens, deep):
         torch.testing.assert_close(estimate[:, 0], whole[:, slot - 1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, False), (False, True), (True, True)])
 def test_the_engine_runs_whole_steps(dtype, lens, deep):

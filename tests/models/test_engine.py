@@ -18,9 +18,8 @@ from eesd.models.engine import attach_engine, make_engine
 from eesd.models.kernels.packing import bfloat16_exact
 from eesd.models.loading import load_target
 from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
-from tests.toys import tiny_target
+from tests.toys import needs_compiler, tiny_target
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 SHAPES = {
     "llama": {},
     "grouped": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "hidden_size": 96, "intermediate_size": 200},
@@ -237,11 +236,8 @@ def test_two_processes_build_one_library(tmp_path) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_greedy_tokens_of_the_real_model(root) -> None:
-    folder = root / "resources/models/smollm2-135m"
-    if not (folder / "model.safetensors").exists():
-        pytest.skip("the embedded model has not been converted")
-    target = load_target(folder, "float32")
+def test_greedy_tokens_of_the_real_model(embedded_model) -> None:
+    target = load_target(embedded_model, "float32")
     prompt = torch.arange(1000, 1040)[None]
     outputs = []
     for attach in (False, True):

@@ -140,15 +140,12 @@ def test_equals_transformers(name: str, tmp_path: Path):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_embedded_model_equals_transformers(root: Path):
-    folder = root / "resources" / "models" / "smollm2-135m"
-    if not folder.is_dir():
-        pytest.skip("resources/models/smollm2-135m is absent (fetch, unpack and convert make it)")
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+def test_embedded_model_equals_transformers(embedded_model: Path):
+    reference = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32, local_files_only=True).eval()
     message = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(embedded_model)
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False, return_tensors="pt")
-    target = load_target(folder, "float32")
+    target = load_target(embedded_model, "float32")
     check_against(reference, target, prompt, count=7)
     assert tokenizer.decode(greedy(target, prompt, 7)) == "The capital of France is Paris."
 
