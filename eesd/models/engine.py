@@ -358,12 +358,13 @@ def _shape(config: Any, dtype: torch.dtype) -> structs.Shape:
 
 
 def make_engine(kind: str | None = None, device: torch.device | str = "cpu") -> Engine | GraphEngine:
-    """The engine for a device: "cpp", "graphs", "torch", or (None: $EESD_ENGINE, else "auto") the best that it has."""
+    """The engine for a device: "cpp", "graphs" (CUDA graphs of torch's kernels), "torch", or (None: $EESD_ENGINE, else
+    "auto") the best that it has."""
     kind, device = kind or os.environ.get("EESD_ENGINE") or "auto", torch.device(device)
     if kind not in ("auto", "cpp", "graphs", "torch"):
         raise unknown("engine", kind, ("auto", "cpp", "graphs", "torch"))
     if kind == "graphs" or (kind == "auto" and device.type == "cuda"):
-        return graph_engine(device)
+        return graph_engine(device, fuse=kind == "auto")
     if kind == "torch":
         return Engine(None, "torch (chosen)", "EESD_ENGINE=torch, or asked for")
     if device.type != "cpu":

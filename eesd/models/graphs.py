@@ -23,8 +23,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from operator import getitem
 from time import perf_counter
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -150,7 +152,7 @@ class Places(NamedTuple):
 
     slots: Tensor  # [1, tokens]
     positions: Tensor  # [1, tokens]
-    mask: Tensor  # [1, 1, tokens, live]: True where a token may look
+    mask: Tensor | None  # [1, 1, tokens, live]: True where a token may look
 
 
 class Graph(NamedTuple):
@@ -167,8 +169,9 @@ class GraphEngine:
     reason = ""
     capture_s: ClassVar[float] = 0.0  # seconds that this process has spent capturing, for whatever model
 
-    def __init__(self, backend: Rerun, device: torch.device) -> None:
-        self.backend, self.device, self.name = backend, device, backend.name
+    def __init__(self, backend: Rerun, device: torch.device, kernels: ModuleType | None = None) -> None:
+        self.backend, self.device, self.kernels = backend, device, kernels
+        self.name = backend.name + ("+triton" if kernels else "")
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
         self._places: dict[tuple[int, int], Places] = {}
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
@@ -178,8 +181,15 @@ class GraphEngine:
         return type(None), ()  # a copied target decodes in plain torch until it gets an engine of its own
 
     def pack(self, what: Layer | Tensor) -> None:
-        """Take over a layer; again when its weights have moved. Heads are two kernels, which need no graph."""
-        if isinstance(what, Tensor) or any(weight.device.type != self.device.type for weight in what.parameters()):
+        """Take over a layer or the weight of a head; again when it has moved. Heads need no graph."""
+        weights = [what] if isinstance(what, Tensor) else list(what.parameters())
+        if any(weight.device.type != self.device.type for weight in weights):
+            return
+        if isinstance(what, Tensor):
+            if self.kernels and what.dtype in self.kernels.DTYPES:
+                what.packed = Recorded(self, [what.detach()], [what.data_ptr()], [], [])
+                with torch.no_grad():
+                    self.kernels.prepare(what)
             return
         with self._lock:
             self._unpack(what)
@@ -194,8 +204,13 @@ class GraphEngine:
     def pack_exit(self, *parts: Module | None) -> None:
         """Exit heads are not captured as a whole: their layer is, and what is around it stays in torch."""
 
-    def head_logits(self, hidden: Tensor, norm: RMSNorm, weight: Tensor) -> Tensor | None:
-        """Left to torch."""
+    def head_logits(self, hidden: Tensor, norm: RMSNorm | None, weight: Tensor) -> Tensor | None:
+        """Float32 logits of few states by the kernels; None where the call is not for them."""
+        if torch.is_grad_enabled() or weight.packed.addresses != [weight.data_ptr()]:
+            return None
+        if not 0 < hidden.numel() <= FEW_QUERIES * hidden.shape[-1] or not self.kernels.takes_head(hidden, weight):
+            return None
+        return self.kernels.head_logits(hidden, norm, weight)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """Left to torch."""
@@ -290,7 +305,7 @@ class GraphEngine:
         self.backend.wait()
         began = perf_counter()
         try:
-            replay = self.backend.capture(lambda: forward(buffers, tree, layers, angles, caches, live))
+            replay = self.backend.capture(lambda: forward(buffers, tree, layers, angles, caches, live, self.kernels))
         except RuntimeError as error:
             raise EesdError(
                 f"A CUDA graph of {len(layers)} layers on {rows} tokens could not be captured: {error}\nFree memory of "
@@ -310,12 +325,17 @@ def forward(
     angles: tuple[Tensor, Tensor],
     caches: Sequence[LayerCache | None],
     live: int,
+    kernels: ModuleType | None,
 ) -> None:
     """What a graph holds: from `states` to `output`, through layers that see `live` cache slots.
 
     tree: where the tokens are; None: side by side from slot `start` on. angles: cos and sin [positions, head_dim] of
-    `Rotary.table`.
+    `Rotary.table`. kernels: `fused`, for the layers that it takes.
     """
+    if kernels and kernels.takes(layers, buffers.states.dtype):
+        places = tree or Places(buffers.start, buffers.start, None)
+        kernels.run_layers(layers, buffers.output.copy_(buffers.states), angles, caches, *places, live)
+        return
     rows, device = buffers.states.shape[1], buffers.states.device
     if tree is None:
         slots = positions = buffers.start + torch.arange(rows, device=device)
@@ -338,6 +358,18 @@ def _stores(caches: Sequence[LayerCache | None]) -> list[Tensor]:
     return [] if any(cache is None for cache in caches) else [store for cache in caches for store in cache]
 
 
-def graph_engine(device: torch.device) -> GraphEngine:
-    """The engine of a CUDA device, or its stand-in anywhere else."""
-    return GraphEngine(CudaGraphs(device) if device.type == "cuda" else Rerun(), device)
+def graph_engine(device: torch.device, fuse: bool = True) -> GraphEngine:
+    """The engine of a CUDA device, or its stand-in anywhere else; with the kernels of `fused` if it can, and `fuse`."""
+    if device.type != "cuda":
+        return GraphEngine(Rerun(), device)
+    return GraphEngine(CudaGraphs(device), device, load_kernels(device) if fuse else None)
+
+
+def load_kernels(device: torch.device) -> ModuleType | None:
+    """The module `fused` where Triton is installed and the device has matrix units for bfloat16."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        return import_module("eesd.models.fused")
+    except ImportError:
+        return None

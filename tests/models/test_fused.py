@@ -1,0 +1,182 @@
+"""The Triton kernels: torch's numbers, of every row the same whatever goes with it.
+
+Without a CUDA device they run in Triton's interpreter, in float32, since it multiplies no bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
+pytest.importorskip("triton", reason="Triton comes with CUDA builds of torch, and with .[dev] on Linux")
+
+from eesd.control import make_controller
+from eesd.decoding.generate import generate
+from eesd.models import fused, graphs
+from eesd.models.engine import attach_engine
+from eesd.models.graphs import GraphEngine, Rerun
+from eesd.models.transformer import LayerCaches, Transformer
+from tests.toys import exit_drafter, tiny_target
+
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
+CAPACITY, PROMPT = 80, 30
+SHAPES = {
+    "llama": {"head_dim": 32},
+    "grouped": {"num_heads": 6, "num_kv_heads": 2, "head_dim": 32, "hidden_size": 96, "intermediate_size": 200},
+    "biases": {"head_dim": 32, "qkv_bias": True, "output_bias": True},
+    "window": {"head_dim": 32, "window": 20},
+    "odd": {"head_dim": 64, "hidden_size": 40, "intermediate_size": 61, "vocab_size": 53},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Several parts of the cache, several steps in each."""
+    monkeypatch.setattr(fused, "DTYPES", (DTYPE,))
+    monkeypatch.setattr(fused, "PART", 32)
+    monkeypatch.setattr(fused, "STEP", 16)
+    with torch.inference_mode():
+        yield
+
+
+def toy(**shape: object) -> Transformer:
+    return tiny_target(dtype=DTYPE, **shape).to(DEVICE)
+
+
+def begun(target: Transformer) -> tuple[Tensor, LayerCaches, LayerCaches]:
+    """States of a text before the first layer, and two caches that hold its first PROMPT tokens."""
+    tokens = torch.randint(0, target.config.vocab_size, (1, CAPACITY), generator=torch.Generator().manual_seed(1))
+    states, caches = target.embed(tokens.to(DEVICE)), []
+    for _ in range(2):
+        cache = target.new_cache(CAPACITY)
+        target.run(states[:, :PROMPT], slice(None), cache, 0)
+        caches.append(cache)
+    return states, *caches
+
+
+def run_fused(target: Transformer, states: Tensor, cache: LayerCaches, slot: int, live: int = CAPACITY) -> Tensor:
+    start = torch.tensor([[slot]], device=DEVICE)
+    angles, hidden = target.rotary.table(CAPACITY, DTYPE, target.device), states.clone()
+    fused.run_layers(target.layers, hidden, angles, LayerCaches(cache.keys, cache.values), start, start, None, live)
+    return hidden
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    scale = float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= (3e-2 if CUDA else 1e-5) * scale
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_chains_have_the_numbers_of_torch(shape: str, rows: int) -> None:
+    target = toy(**SHAPES[shape])
+    assert fused.takes(target.layers, DTYPE)
+    states, cache, other = begun(target)
+    new = states[:, PROMPT : PROMPT + rows]
+    expected = target.run(new, slice(None), cache, PROMPT)
+    found = run_fused(target, new, other, PROMPT)
+    assert_close(found, expected)
+    assert_close(other.keys, cache.keys)
+    assert_close(other.values, cache.values)
+    assert_close(fused.head_logits(found, target.norm, target.head_weight), target.logits(found))
+    assert_close(fused.head_logits(found[0, :1], None, target.head_weight), found[0, :1] @ target.head_weight.T)
+
+
+def test_trees_have_the_numbers_of_torch() -> None:
+    target = toy(**SHAPES["grouped"])
+    states, cache, other = begun(target)
+    # Two branches of two tokens side by side after one token.
+    slots = torch.arange(PROMPT, PROMPT + 5, device=DEVICE)[None]
+    positions = PROMPT + torch.tensor([[0, 1, 1, 2, 2]], device=DEVICE)
+    mask = torch.ones(1, 1, 5, CAPACITY, dtype=torch.bool, device=DEVICE)
+    mask[..., PROMPT:] = False
+    for node, path in enumerate(([0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4])):
+        mask[0, 0, node, [PROMPT + place for place in path]] = True
+    new = states[:, PROMPT : PROMPT + 5]
+    expected = target.run(new, slice(None), cache, slots, positions, mask)
+    hidden, angles = new.clone(), target.rotary.table(CAPACITY, DTYPE, target.device)
+    caches = LayerCaches(other.keys, other.values)
+    fused.run_layers(target.layers, hidden, angles, caches, slots, positions, mask, CAPACITY)
+    assert_close(hidden, expected)
+    assert_close(other.values, cache.values)
+
+
+@pytest.mark.parametrize("rows", [9, *([16, 17, 32] if CUDA else [])])
+def test_a_row_has_its_own_numbers_bit_for_bit(rows: int) -> None:
+    """Whatever goes with it, and whatever part of the cache is in sight."""
+    target = toy(**SHAPES["grouped"])
+    states, together, alone = begun(target)
+    new = states[:, PROMPT : PROMPT + rows]
+    found = run_fused(target, new, together, PROMPT)
+    slots = range(PROMPT, PROMPT + rows)
+    singly = [run_fused(target, states[:, slot : slot + 1], alone, slot, min(CAPACITY, slot + 9)) for slot in slots]
+    assert torch.equal(found, torch.cat(singly, 1))
+    assert torch.equal(together.keys, alone.keys)
+    logits = [fused.head_logits(one, target.norm, target.head_weight) for one in singly]
+    assert torch.equal(fused.head_logits(found, target.norm, target.head_weight), torch.cat(logits, 1))
+
+
+def test_layers_without_a_sublayer() -> None:
+    target = toy(**SHAPES["grouped"])
+    target.layers[0] = target.layers[0].keeping(attention=False, mlp=True)
+    target.layers[1] = target.layers[1].keeping(attention=True, mlp=False)
+    states, cache, other = begun(target)
+    new = states[:, PROMPT : PROMPT + 3]
+    assert_close(run_fused(target, new, other, PROMPT), target.run(new, slice(None), cache, PROMPT))
+
+
+def test_what_is_not_taken() -> None:
+    assert not fused.takes(toy(qk_norm=True, head_dim=32).layers, DTYPE)
+    assert not fused.takes(toy(head_dim=24).layers, DTYPE)
+    target = toy(**SHAPES["llama"])
+    assert not fused.takes(target.layers, torch.float64)
+    target.layers[1].o.weight.data = target.layers[1].o.weight.data.t().contiguous().t()
+    assert not fused.takes(target.layers, DTYPE)
+    assert not fused.takes_head(torch.zeros(1, 32, dtype=torch.float64), target.head_weight)
+
+
+@pytest.mark.parametrize("shape", ["grouped", "window"])
+def test_decoding_through_graphs_of_the_kernels(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts, verification and vanilla: the tokens of torch, and the rounds."""
+    monkeypatch.setattr(graphs, "SMALLEST_LIVE", 16)
+    target = toy(**SHAPES[shape])
+    fast = deepcopy(target)
+    engine = GraphEngine(Rerun(), target.device, fused) if not CUDA else attach_engine(fast)
+    fast.engine = engine
+    assert engine.name.endswith("+triton")
+    calls: list[str] = []
+    for name in ("run_layers", "head_logits"):
+        inner = getattr(fused, name)
+        monkeypatch.setattr(fused, name, lambda *given, name=name, inner=inner: calls.append(name) or inner(*given))
+    for what in (*fast.layers, fast.head_weight):
+        engine.pack(what)
+    for options in ({}, {"controller": make_controller({"name": "static", "k": 4})}):
+        found = []
+        for model in (target, fast):
+            drafter = exit_drafter(target, 2, 30) if options else None
+            if drafter:
+                drafter.head.to(DEVICE)
+                drafter.head.pack(model.engine)
+            found.append(generate(model, [3, 1, 4, 1, 5], drafter=drafter, max_new_tokens=9, **options))
+        if not CUDA:  # bfloat16 of another order of sums may choose other tokens
+            assert found[0].tokens == found[1].tokens
+            assert found[0].rounds == found[1].rounds
+    assert {"run_layers", "head_logits"} == set(calls)
+
+
+def test_a_head_that_has_moved_is_left_to_torch() -> None:
+    target = toy(**SHAPES["llama"])
+    target.engine = GraphEngine(Rerun(), target.device, fused)
+    target.engine.pack(target.head_weight)
+    states = torch.randn(1, target.config.hidden_size, device=DEVICE).to(DTYPE)
+    assert target.engine.head_logits(states, target.norm, target.head_weight) is not None
+    target.head_weight.data = target.head_weight.data.clone()
+    assert target.engine.head_logits(states, target.norm, target.head_weight) is None
