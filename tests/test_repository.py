@@ -27,6 +27,7 @@ def project(root: Path) -> dict:
 @pytest.fixture
 def lock(root: Path) -> dict[str, str]:
     lines = [line for line in (root / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    lines = [line.partition("; platform_system == ")[0] for line in lines]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line) for line in lines), "exact pins only"
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 

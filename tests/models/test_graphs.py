@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -385,6 +386,14 @@ def test_engine_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EesdError, match="computes on CPUs"):
         make_engine("cpp", "cuda")
     monkeypatch.setattr(graphs, "CudaGraphs", lambda device: Rerun())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert isinstance(make_engine(device="cuda:1"), GraphEngine)
+    # Kernels in Triton where it is installed, unless graphs were asked for by name.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "eesd.models.fused", SimpleNamespace())
+    assert make_engine(device="cuda").name == "graphs (re-executed)+triton"
+    assert make_engine("graphs", "cuda").name == "graphs (re-executed)"
+    monkeypatch.setitem(sys.modules, "eesd.models.fused", None)  # as if importing it failed
+    assert make_engine(device="cuda").name == "graphs (re-executed)"
     monkeypatch.setenv("EESD_ENGINE", "torch")
     assert make_engine(device="cuda").name == "torch (chosen)"
