@@ -2,7 +2,8 @@
 
     variations(config, "init")[0]      # Variation("init.init-last.s0", {"init": "last"}, {"exit_layer": 4, ...})
 
-Each variation becomes a head like those under `heads`, so the one rule that trains heads trains it. Imports no torch.
+Each variation becomes a head like those under `heads`, so the one rule that trains heads trains it, and once if several
+studies have it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -31,23 +32,29 @@ class Variation:
 
 def add_heads(config: dict[str, Any]) -> None:
     """Check every study, and define the heads of those that run; EesdError for the first mistake."""
-    made = {name: variations(config, name) for name in config["studies"]}
+    for name in config["studies"]:
+        variations(config, name)
     for name in config["run"]["studies"]:
-        if name not in made:
-            raise EesdError(f"Configuration, run.studies: {unknown('study', name, made)}")
-        for one in made[name]:
+        if name not in config["studies"]:
+            raise EesdError(f"Configuration, run.studies: {unknown('study', name, config['studies'])}")
+        for one in variations(config, name):
             if config["heads"].setdefault(one.head, one.settings) != one.settings:
                 raise _mistake(name, f"its head '{one.head}' is also defined under heads. Rename one of the two.")
 
 
 def variations(config: Mapping[str, Any], study: str) -> list[Variation]:
-    """Every combination of the varied values, or every variant, with every seed, in the order they are written in."""
+    """Every combination of the varied values, or every variant, with every seed, in the order they are written in.
+
+    One with the very settings of a head of an earlier study that runs is that head.
+    """
     entry = config["studies"][study]
     if bool(entry["vary"]) == bool(entry["variants"]):
         raise _mistake(study, "give either vary, values of some settings, or variants, named changes: one, not both.")
     if entry["base"] not in config["heads"]:
         raise _mistake(f"{study}.base", unknown("head", entry["base"], config["heads"]))
     found = {}
+    running = config["run"]["studies"]
+    earlier = {name: head for name, head in config["heads"].items() if name.partition(".")[0] in running}
     for label, varied, changes, where in _changes(study, entry):
         settings = copy.deepcopy({**config["heads"][entry["base"]], **changes})
         check_entry("heads", settings, f"studies.{where}")
@@ -57,7 +64,9 @@ def variations(config: Mapping[str, Any], study: str) -> list[Variation]:
             head = f"{study}.{label}.s{seed}"
             if head in found:
                 raise _mistake(where, f"two of its variations are '{label}'. Remove one, or use variants with names.")
-            found[head] = Variation(head, varied, {**settings, "seed": seed})
+            whole = {**settings, "seed": seed}
+            same = next((name for name, other in earlier.items() if other == whole), head)
+            found[head] = Variation(same, varied, whole)
     return list(found.values())
 
 

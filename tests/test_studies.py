@@ -51,6 +51,16 @@ def test_variants_have_names(tmp_path: Path):
     assert made["mine.soft.s0"].settings == config["heads"]["deep4"]
 
 
+def test_a_head_of_an_earlier_study_is_not_trained_again(tmp_path: Path):
+    studies = {"depth": {"vary": {"exit_layer": [2, 4]}}, "rows": {"vary": {"vocab_rows": [1024, 8192]}}}
+    config = configured(tmp_path, {"studies": studies, "run": {"studies": ["depth", "rows"]}})
+    shared = [f"depth.exit_layer-4.s{seed}" for seed in range(3)]
+    assert [one.head for one in variations(config, "depth")][3:] == shared
+    assert resolve_study(config, "rows")["varied"][3:] == [[head, {"vocab_rows": 8192}] for head in shared]
+    assert not any("8192" in head for head in config["heads"])
+    assert complete({**config}) == config
+
+
 def test_only_studies_that_run_define_heads_and_record_layers(tmp_path: Path):
     config = load_config()
     assert {"exit_layer", "init", "loss", "vocab_rows", "learning_curve", "context"} <= set(config["studies"])
