@@ -97,6 +97,8 @@ def source_hash() -> str:
     """
     package = Path(__file__).parent
     loaded = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
-    kernels = {path for ending in ("cpp", "h") for path in package.glob(f"models/kernels/*.{ending}")}
+    kernels = {
+        path for name in ("kernels/*.cpp", "kernels/*.h", "fused*.py") for path in package.glob(f"models/{name}")
+    }
     files = sorted({path for path in loaded if path.is_relative_to(package)} | kernels)
     return settings_hash([[str(path.relative_to(package)), sha256_file(path)] for path in files])

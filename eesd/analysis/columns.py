@@ -31,6 +31,10 @@ COLUMNS: dict[str, dict[str, str]] = {
         "speedup_mean_of_ratios": "mean over units of the ratio inside the unit",
         "n_units": "prompts x repeats",
         "baseline_tokens_per_s": "tokens per second of the baseline in the same units",
+        "crowding": (
+            "share of their processors that the threads of both methods lacked because other processes were busy, mean "
+            "over the time; above 0.05 marked as disturbed; empty for rows that do not have it"
+        ),
         **_HOW,
         **_LOSSY,
         **_DATASET,

@@ -9,6 +9,7 @@ from itertools import product
 
 import pandas as pd
 
+from eesd.analysis.disturbed import busy_note
 from eesd.analysis.markdown import KEYS
 from eesd.analysis.order import method_key, natural
 from eesd.analysis.style import method_label, task_label
@@ -34,7 +35,8 @@ def _tabular(part: pd.DataFrame) -> str:
     cells = {(row.task, row.method): row for row in part.itertuples()}
     methods = sorted(part["method"].unique(), key=method_key)
     best = {task: max(1.0, *(cells[task, m].speedup for m in methods if (task, m) in cells)) for task in tasks}
-    heads = [f"{task_label(task)} ($n = {part.loc[part['task'] == task, 'n_items'].iloc[0]}$)" for task in tasks]
+    of_task = {task: part[part["task"] == task] for task in tasks}
+    heads = [f"{task_label(k)} ($n = {own['n_items'].iloc[0]}${busy_note(own)})" for k, own in of_task.items()]
     base = ["\\textbf{1.00}" if best[task] == 1.0 else "1.00" for task in tasks]
     lines = [
         f"% {first['model']}, {first['group']}, against {first['baseline']} ({first['decoding']}, {first['dtype']})",

@@ -9,6 +9,7 @@ from itertools import product
 
 import pandas as pd
 
+from eesd.analysis.disturbed import busy_note
 from eesd.analysis.order import group_key, method_key, natural
 
 KEYS = {"model": natural, "group": group_key, "baseline": method_key}
@@ -55,7 +56,8 @@ def _section(part: pd.DataFrame) -> str:
 
 
 def _task_head(part: pd.DataFrame, task: str) -> str:
-    return f"{task} (n = {part.loc[part['task'] == task, 'n_items'].iloc[0]})"
+    own = part[part["task"] == task]
+    return f"{task} (n = {own['n_items'].iloc[0]}{busy_note(own)})"
 
 
 def _baseline_cell(part: pd.DataFrame, task: str, best: float) -> str:

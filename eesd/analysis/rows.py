@@ -161,6 +161,9 @@ def _check_seconds(row: Row) -> None:
     missing = [part for part in (*PARTS, "total") if part not in seconds]
     if missing:
         raise EesdError(f"{where}: 'seconds' lacks {', '.join(missing)}. Expected {', '.join(PARTS)} and total.")
+    crowding = row.get("crowding", 0.0)  # rows from before it was recorded have none
+    if not _is(crowding, _NUMBER) or not 0 <= crowding <= 1:
+        raise EesdError(f"{where}: 'crowding' is {crowding!r}, expected a share from 0 to 1. {AGAIN}")
     total = seconds["total"]
     if not _is(total, _NUMBER) or total <= 0:
         raise EesdError(f"{where}: seconds.total is {total!r}, expected a finite time above zero. {AGAIN}")

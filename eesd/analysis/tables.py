@@ -35,6 +35,7 @@ from eesd.analysis import rows as row_files
 from eesd.analysis.cards import calibration_records, head_records, read_cards
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.comparisons import comparison_records, ranking_records
+from eesd.analysis.disturbed import is_disturbed
 from eesd.analysis.exits import exit_records
 from eesd.analysis.latex import speedup_latex
 from eesd.analysis.markdown import speedup_markdown
@@ -59,7 +60,17 @@ def write_tables(
         write_csv(table, Path(out_dir) / f"{name}.csv")
     write_atomic(Path(out_dir) / "speedup.md", speedup_markdown(tables["speedup"]))
     write_atomic(Path(out_dir) / "speedup.tex", speedup_latex(tables["speedup"]))
+    _warn_of_crowding(tables["speedup"])
     return tables
+
+
+def _warn_of_crowding(table: pd.DataFrame) -> None:
+    """Name the measurements that other processes disturbed, which tables and figures mark too."""
+    for (model, group, task), part in table[is_disturbed(table)].groupby(["model", "group", "task"]):
+        print(
+            f"{model}, {group}, {task}: other processes took up to {part['crowding'].max():.0%} of the processors. "
+            "These speedups say little: stop them, delete the rows and measure again."
+        )
 
 
 def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict[str, pd.DataFrame]:
@@ -106,6 +117,7 @@ def row_frame(rows: list[Row]) -> pd.DataFrame:
             "looked_up": row_files.looked_up(row) if row["settings"].get("lookup") else None,
             "peer": row_files.is_peer(row),
             "exact": row.get("exact", False),
+            "crowding": row.get("crowding"),
             "scores": row["scores"],
             **{part: row["seconds"][part] for part in (*PARTS, "total")},
             **{field: row["comparison"].get(field) for field in EVIDENCE},
@@ -160,7 +172,14 @@ def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
         "ci_low": result.low,
         "ci_high": result.high,
         "speedup_mean_of_ratios": result.mean_of_ratios,
+        "crowding": _crowding(pd.concat((own, base))),
     }
+
+
+def _crowding(cell: pd.DataFrame) -> float | None:
+    """Mean over the time of rows; None if some do not have it."""
+    shares = cell["crowding"].astype(float)
+    return None if shares.isna().any() else float((shares * cell["total"]).sum() / cell["total"].sum())
 
 
 def _comparisons(frame: pd.DataFrame) -> dict[str, Records]:

@@ -198,14 +198,15 @@ class Pieces:
             return self.head.step(states[k], states[k], target.rotary, exit_cache, context)
 
         def draft_head() -> Tensor:
-            return self.head.logits(states[1][0]).softmax(-1).argmax(-1)
+            return self.head.logits(states[1][0]).argmax(-1)
 
         def draft() -> Tensor:
             state = target.run(target.embed(token), slice(0, cut), cache, context)
             estimate = self.head.step(state, states[1], target.rotary, exit_cache, context)
-            return self.head.logits(estimate).softmax(-1).argmax(-1)
+            return self.head.logits(estimate).argmax(-1)
 
         logits = self.head.logits(states[1][0])[0]
+        row = logits.argmax()
         depth = target.config.num_layers
         all_layers, first = self._layers(depth, context), self._layers(cut, context)
         draft_bytes = stored_bytes(self.head.head.weight)
@@ -217,7 +218,7 @@ class Pieces:
             Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first, queued=True),
             Piece("draft_head", 1, draft_head, draft_bytes, queued=True),
             Piece("draft", 1, draft, first + exit_bytes + draft_bytes, queued=True),
-            Piece("signal", 1, lambda: read_signal(logits, logits.argmax()), 4 * self.draft_rows),
+            Piece("signal", 1, lambda: read_signal(logits, row, engine=target.engine), 4 * self.draft_rows),
             Piece("full_head", 1, lambda: target.logits(states[1][0]).argmax(-1), full_head),
         ]
         for k in QUERIES:

@@ -20,6 +20,7 @@ import torch
 
 from eesd.bench import facts
 from eesd.bench.compare import Comparison, Judge
+from eesd.bench.load import DISTURBED, Crowding
 from eesd.bench.methods import Method, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
 from eesd.decoding.generate import Generation, Round
@@ -135,14 +136,16 @@ class Bench:
         seed = crc32(f"{prompt.item.id}/{repeat}".encode())
         order = list(self.methods)
         random.Random(seed).shuffle(order)
-        outputs = {
-            name: self.methods[name](prompt.tokens, seed=seed, max_new_tokens=self.settings["max_new_tokens"])
-            for name in order
-        }
+        outputs, crowding = {}, {}
+        for name in order:
+            others = Crowding(torch.get_num_threads() if self.target.device.type == "cpu" else 1)
+            outputs[name] = self.methods[name](prompt.tokens, seed=seed, max_new_tokens=self.settings["max_new_tokens"])
+            crowding[name] = round(others.share(), 4)
         rows = []
         for position, name in enumerate(order):
             comparison = self._compare(prompt, name, outputs)
-            rows.append(self._row(prompt, repeat, name, position, seed, outputs[name], comparison))
+            row = self._row(prompt, repeat, name, position, seed, outputs[name], comparison)
+            rows.append({**row, "crowding": crowding[name]})
         return rows
 
     def _compare(self, prompt: Prompt, name: str, outputs: Mapping[str, Generation]) -> Comparison:
@@ -232,8 +235,17 @@ def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
     if missing:
         bench.warm_up()
     title = f"bench {settings['group']}/{settings['task']}"
+    seconds = lost = 0.0
     with progress(title, len(units), "unit", initial=len(units) - len(missing)) as bar:
         for prompt, repeat in missing:
-            rows.append(bench.run_unit(prompt, repeat))
+            unit = bench.run_unit(prompt, repeat)
+            seconds += sum(row["seconds"]["total"] for row in unit)
+            lost += sum(row["seconds"]["total"] * row["crowding"] for row in unit)
+            rows.append(unit)
             bar.update()
     rows.finish()
+    if lost > DISTURBED * seconds:
+        print(
+            f"{title}: other processes took {lost / seconds:.0%} of the processors, so these times say little. Stop "
+            f"them, delete {out} and run again."
+        )

@@ -62,7 +62,7 @@ def record_chains(
     """Chains after every token of an output but its last. beyond: as in `TracedItem`."""
     # The cap is one above: at its cap a chain asks nobody, and the last signal would be lost.
     recorders = [Recorder(k_max=k_max + 1, length=k_max) for _ in output[1:]]
-    chains = [Chain(recorder, k_max + 1, GREEDY, None) for recorder in recorders]
+    chains = [Chain(recorder, k_max + 1, GREEDY, None, engine=target.engine) for recorder in recorders]
     if chains:
         drafter.draft_text(target, [*prompt, *output], len(prompt), chains)
     known = [*output, *beyond]

@@ -7,14 +7,19 @@ for it, and read once, with the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eesd.control import Controller, Signal
 from eesd.decoding.sampling import Sampling, draw
+
+if TYPE_CHECKING:
+    from eesd.models.engine import Engine
+    from eesd.models.graphs import GraphEngine
 
 
 class Draft:
@@ -23,6 +28,7 @@ class Draft:
     stop: why drafting ended: `controller`, `k_max`, `length` (the output's budget), `none` (nothing may be drafted);
     still empty when the drafter ended it.
     lap: told of the part of the loop (`draft`, `control`) that has just ended.
+    engine: the target's, which computes what a controller may look at.
     """
 
     def __init__(
@@ -32,9 +38,11 @@ class Draft:
         sampling: Sampling,
         generator: torch.Generator | None,
         lap: Callable[[str], None] = lambda part: None,
+        engine: Engine | GraphEngine | None = None,
     ) -> None:
         k_max = controller.k_max if controller else 0
         self.controller, self.sampling, self.generator, self.lap = controller, sampling, generator, lap
+        self.engine = engine
         self.limit = min(budget, k_max)
         self.at_limit = "length" if budget < k_max else "k_max"
         self.stop = "" if self.limit else "none"
@@ -69,8 +77,9 @@ class Chain(Draft):
         sampling: Sampling,
         generator: torch.Generator | None,
         lap: Callable[[str], None] = lambda part: None,
+        engine: Engine | GraphEngine | None = None,
     ) -> None:
-        super().__init__(controller, budget, sampling, generator, lap)
+        super().__init__(controller, budget, sampling, generator, lap, engine)
         self.ids: list[int | Tensor] = []
         self.laws: list[Tensor | None] = []
 
@@ -121,10 +130,18 @@ class Chain(Draft):
         """What the controller may look at; its cost, waiting included, is the controller's, and nobody else pays it."""
         if not self.controller.uses_signal:
             return Signal(len(self.ids), nan, nan, nan)
-        return Signal(len(self.ids), *read_signal(logits, row, law))
+        confidence, share, entropy = read_signal(logits, row, law, self.engine)
+        return Signal(len(self.ids), confidence, share, entropy)
 
 
-def read_signal(logits: Tensor, row: Tensor, law: Tensor | None = None) -> list[float]:
-    """max q, q of the drafted row and the entropy of q, given draft logits [rows] or q itself; waits for the device."""
+def read_signal(
+    logits: Tensor, row: Tensor, law: Tensor | None = None, engine: Engine | GraphEngine | None = None
+) -> Sequence[float]:
+    """max q, q of the drafted row and the entropy of q; waits for the device.
+
+    Given draft logits [rows], of which `row` [] is then the greatest, or q itself, which `row` was drawn from.
+    """
+    if law is None and engine and (found := engine.softmax_statistics(logits)):
+        return found[0], *found
     law = logits.softmax(-1) if law is None else law
     return torch.stack((law.max(), law.take(row), torch.special.entr(law).sum())).tolist()

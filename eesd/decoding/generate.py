@@ -113,7 +113,7 @@ def generate(
         slot, pending = len(prompt) + len(output.tokens) - 1, output.tokens[-1]
         source = lookup if lookup and lookup.drafter.proposes(pending, slot) else own
         asked = source.controller if source else None
-        shared = (asked, output.budget - 1, sampling, generator, clock.lap)
+        shared = (asked, output.budget - 1, sampling, generator, clock.lap, target.engine)
         draft = Tree(source.branching, pending, *shared) if source and source.branching else Chain(*shared)
         verified = _draft_and_verify(target, source, draft, pending, slot, cache, drafter)
         for one in sources:

@@ -22,17 +22,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eesd.control import Controller, Signal
-from eesd.decoding.chain import Draft
+from eesd.decoding.chain import Draft, read_signal
 from eesd.decoding.sampling import Sampling, draw
 from eesd.drafting import Drafter, Verified
 from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from eesd.models.engine import Engine
+    from eesd.models.graphs import GraphEngine
 
 Path = tuple[int, ...]
 
@@ -108,8 +112,9 @@ class Tree(Draft):
         sampling: Sampling,
         generator: torch.Generator | None,
         lap: Callable[[str], None] = lambda part: None,
+        engine: Engine | GraphEngine | None = None,
     ) -> None:
-        super().__init__(controller, budget, sampling, generator, lap)
+        super().__init__(controller, budget, sampling, generator, lap, engine)
         self.branching = branching
         self.tokens, self.parents, self.depths, self.scores = [pending], [-1], [0], [0.0]
         self.lines: list[Path] = [(0,)]
@@ -138,7 +143,7 @@ class Tree(Draft):
         if level < self.limit and not self._may_grow():
             self.stop = "nodes"
             return
-        self._ask(level, lambda: self._signal(level, chosen[0], laws))
+        self._ask(level, lambda: self._signal(level, chosen[0], logits, laws))
 
     def place(
         self, nodes: Sequence[int], slot: int, target: Transformer
@@ -211,13 +216,15 @@ class Tree(Draft):
             return bool(self.frontier)
         return max(self.scores[node] for node in self.frontier) > min(self.scores[node] for node in self.kept)
 
-    def _signal(self, level: int, best: Candidate, laws: Tensor) -> Signal:
+    def _signal(self, level: int, best: Candidate, logits: Tensor, laws: Tensor) -> Signal:
         """What the controller may look at: the level's most probable node, and the law it is from."""
         if not self.controller.uses_signal:
             return Signal(level, math.nan, math.nan, math.nan)
-        law = laws[best.row]
-        confidence, entropy = torch.stack((law.max(), torch.special.entr(law).sum())).tolist()
-        return Signal(level, confidence, best.share, entropy)
+        law = None if self.sampling.greedy else laws[best.row]
+        confidence, greatest, entropy = read_signal(logits[best.row], logits[best.row].argmax(), law, self.engine)
+        # The best node is its law's greatest but for the fixed trees that leave it out.
+        share = greatest if law is None and best.rank == 0 else best.share
+        return Signal(level, confidence, share, entropy)
 
 
 def verify_tree(

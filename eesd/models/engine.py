@@ -319,6 +319,15 @@ class Engine:
         """x times weight [rows, hidden], in float32; None where the call is not for the engine."""
         return self._product(x, weight, None)
 
+    def softmax_statistics(self, logits: Tensor) -> tuple[float, float] | None:
+        """max q and the entropy of q in nats, q = softmax(logits [rows]); None where the call is not for the engine."""
+        taken = logits.dim() == 1 and logits.numel() and logits.dtype == torch.float32 and logits.device.type == "cpu"
+        if self.library is None or not taken:
+            return None
+        logits, found = logits.contiguous(), (c_float * 2)()
+        self.library.eesd_softmax_statistics(c_void_p(logits.data_ptr()), c_int64(logits.numel()), found)
+        return tuple(found)
+
     def _product(self, x: Tensor, weight: Tensor, norm: RMSNorm | None) -> Tensor | None:
         pack = getattr(weight, "packed", None)
         if torch.is_grad_enabled() or pack is None or pack.engine is not self or _versions([weight]) != pack.versions:
@@ -382,8 +391,9 @@ def make_engine(kind: str | None = None, device: torch.device | str = "cpu") -> 
 
 def attach_engine(target: Transformer, kind: str | None = None) -> Engine | GraphEngine:
     """Pack a target's layers and head for the engine of its device, and let the target decode through them."""
-    engine = make_engine(kind, target.device)
-    target.engine = engine
+    target.engine = engine = make_engine(kind, target.device)
+    if isinstance(engine, GraphEngine):
+        engine.begin(target)
     for what in (*target.layers, target.head_weight):
         what.packed = None
         engine.pack(what)

@@ -1,17 +1,17 @@
-"""Decoder layers of a GPU in six kernels each, written in Triton, for few tokens at a time.
+"""Decoder layers of a GPU in seven kernels each, written in Triton, for up to 32 tokens at a time.
 
 A decoding step is the time to read the weights, if nothing else comes between. Torch launches about twenty kernels a
 layer; here rotation, cache writes, gating and residual sums are done by the products that they concern:
 
     norm | q/k/v product, rotation, cache write | attention | output product, sum | norm | gate and up | down, sum
 
-Long contexts cut attention into parts of the cache, which another kernel puts together. Each kernel is launched while
-the one before still runs, and asks for its first weights before it waits for its input (`fused_kernels._begin`).
+Beyond 256 slots of the cache attention is cut into parts, which another kernel puts together. Each kernel is launched
+while the one before still runs, and asks for its first weights before it waits for its input.
 
 Sums are the same whatever the number of tokens: products take blocks of 16 or 32 rows in one order of sums, and parts
 of the cache start at fixed slots. So the numbers of a token depend neither on the tokens that go with it nor on the
-free part of the cache, and verification of a chain gives vanilla's numbers bit for bit. Sums are float32; what is kept
-between kernels has the model's dtype, logits float32.
+free part of the cache, and verification of a chain of up to 31 drafted tokens gives vanilla's numbers bit for bit. Sums
+are float32; what is kept between kernels has the model's dtype, logits float32.
 
 Attention in parts: Dao et al. 2023, https://pytorch.org/blog/flash-decoding/. Launching early:
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization.
@@ -20,12 +20,14 @@ https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 from eesd.models import fused_kernels as kernels
 from eesd.models.transformer import RMSNorm
@@ -36,13 +38,20 @@ if TYPE_CHECKING:
     from eesd.models.cache import LayerCache
     from eesd.models.transformer import Layer
 
+VERSION = triton.__version__
+# What Triton raises for kernels that a device or its compiler does not take.
+FAILURES = (RuntimeError, TritonError)
 DTYPES = (torch.bfloat16,)
 # Rows of a block: the fewest that matrix units take.
 ROWS = 16
+# Beyond so many rows torch's products are faster.
+MOST_ROWS = 128
 # Cache slots that one program of the attention looks at, and those it looks at in one step.
 PART = 256
 STEP = 64
-# What a program asks for, of each of its features, before its input is there: so many times 128 bytes.
+# Parts that are put together in one step.
+PARTS = 16
+# What a program asks for of its features (of gate and up, the gate's) before its input is there: times 128 bytes.
 AHEAD = 4
 
 
@@ -52,8 +61,9 @@ def takes(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
 
 
 def takes_head(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether `head_logits` computes these states and this head."""
-    return hidden.dtype in DTYPES and weight.dtype == hidden.dtype and weight.is_contiguous()
+    """Whether `head_logits` computes these states [.., hidden] and this head [outputs, hidden]."""
+    few = 0 < hidden.numel() <= MOST_ROWS * hidden.shape[-1]
+    return few and hidden.dtype in DTYPES and weight.dtype == hidden.dtype and weight.is_contiguous()
 
 
 def _fits(layer: Layer) -> bool:
@@ -77,7 +87,7 @@ def run_layers(
     mask: Tensor | None,
     live: int,
 ) -> None:
-    """Run layers on `hidden` [1, rows, hidden], in place, with `live` slots of the caches in sight.
+    """Run layers that `takes` allows on `hidden` [1, rows, hidden], in place, with `live` slots of the caches in sight.
 
     angles: cos and sin [positions, head_dim] of `Rotary.table`. slots, positions: [1, 1], of the first token of a
     chain, mask None; or [1, rows], of a tree's tokens, with mask [1, 1, rows, live].
@@ -106,11 +116,13 @@ def head_logits(hidden: Tensor, norm: RMSNorm | None, weight: Tensor) -> Tensor:
     outputs, size = weight.shape
     rows, hidden = hidden.numel() // size, hidden.contiguous()
     out = hidden.new_empty(*hidden.shape[:-1], outputs, dtype=torch.float32)
-    if norm is not None:
-        hidden, given = torch.empty_like(hidden), hidden
-        _norm(given, norm, hidden)
-    grid, block = _cut(hidden, outputs, size, 1)
-    kernels.logits[grid](hidden, weight, out, rows, outputs, size, **block)
+    # Triton launches on the current device, wherever the tensors lie.
+    with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
+        if norm is not None:
+            hidden, given = torch.empty_like(hidden), hidden
+            _norm(given, norm, hidden)
+        grid, block = _cut(hidden, outputs, size, 1)
+        kernels.logits[grid](hidden, weight, out, rows, outputs, size, **block)
     return out
 
 
@@ -122,6 +134,7 @@ def prepare(weight: Tensor) -> None:
 
 
 def _norm(x: Tensor, norm: RMSNorm, out: Tensor) -> None:
+    """out = norm(x), both [.., size]."""
     size = x.shape[-1]
     block = triton.next_power_of_2(size)
     kernels.normalise[(x.numel() // size,)](x, norm.weight, out, norm.eps, size, block, num_warps=4, **_early(x.device))
@@ -138,6 +151,7 @@ def _write_heads(
     values: Tensor,
     chain: bool,
 ) -> None:
+    """Heads of normalised states [1, rows, hidden]: queries [rows, heads * dim], keys and values into their caches."""
     config, bias, (rows, size) = layer.config, layer.qkv.bias, normal.shape[1:]
     heads, kv_heads, half = config.num_heads, config.num_kv_heads, config.head_dim // 2
     grid, block = _cut(normal, (heads + 2 * kv_heads) * half, size, 2, half)
@@ -159,6 +173,7 @@ def _gather(
     live: int,
     chain: bool,
 ) -> None:
+    """What queries [rows, heads * dim] see of the first `live` slots, into `attended` of the same shape."""
     config, rows, parts = layer.config, len(queries), triton.cdiv(live, PART)
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     out, sums, early = attended, attended, _early(queries.device)
@@ -167,17 +182,18 @@ def _gather(
         sums = out.new_empty(2, parts, rows, heads)
     # Exponentials are powers of two: exp(x) = 2 ** (x log2 e).
     scale = 1.4426950408889634 * dim**-0.5
-    kernels.attend[(triton.cdiv(rows * (heads // kv_heads), ROWS), kv_heads, parts)](
+    stages = max(1, min(3, _shared_memory(queries.device) // (4 * STEP * dim)))
+    kernels.attend[(triton.cdiv(rows * (heads // kv_heads), kernels.QUERIES.value), kv_heads, parts)](
         queries, keys, values, mask, slots, out, sums, rows, live, config.window or 0, mask.stride(-2), scale,
         *keys.stride()[1:], *values.stride()[1:], heads, kv_heads, dim, chain, config.window is not None, parts == 1,
-        PART=PART, STEP=STEP, num_warps=4, **early,
+        PART=PART, STEP=STEP, num_warps=4, num_stages=stages, **early,
     )  # fmt: skip
     if parts > 1:
-        block = triton.next_power_of_2(parts)
-        kernels.combine[(rows * heads,)](out, sums, attended, rows * heads, parts, block, dim, num_warps=1, **early)
+        kernels.combine[(rows * heads,)](out, sums, attended, rows * heads, parts, dim, PARTS, num_warps=1, **early)
 
 
 def _add(x: Tensor, linear: Linear, hidden: Tensor) -> None:
+    """hidden [1, rows, outputs] += linear(x [rows, size])."""
     rows, (outputs, size), bias = len(x), linear.weight.shape, linear.bias
     grid, block = _cut(x, outputs, size, 1)
     kernels.add_product[grid](
@@ -193,7 +209,10 @@ def _early(device: torch.device) -> dict[str, bool]:
 
 
 def _cut(x: Tensor, outputs: int, size: int, parts: int, most: int = 128) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Grid and options of a product of rows x [.., size]; with `parts` 2 a program has two weights a feature."""
+    """Grid and options of a product of rows x [.., size] with weights [outputs, size].
+
+    parts: 2 where a program has two weights for a feature. most: features that a program may have.
+    """
     rows = x.numel() // size
     block = ROWS if rows <= ROWS else 2 * ROWS
     tile = _tile(outputs, size, parts)
@@ -202,12 +221,15 @@ def _cut(x: Tensor, outputs: int, size: int, parts: int, most: int = 128) -> tup
     stage = 2 * tile["BLOCK_K"] * (block + parts * tile["BLOCK_N"])
     tile["num_stages"] = max(1, min(tile["num_stages"], _shared_memory(x.device) // stage))
     grid = triton.cdiv(rows, block), triton.cdiv(outputs, tile["BLOCK_N"])
-    return grid, {**tile, "ROWS": block, "AHEAD": AHEAD, **_early(x.device)}
+    # Nothing is asked for beyond the end of the last feature.
+    return grid, {**tile, "ROWS": block, "AHEAD": AHEAD if size >= 64 * AHEAD else 0, **_early(x.device)}
 
 
 def _tile(outputs: int, size: int, parts: int) -> dict[str, int]:
-    """How a product is cut, the fastest of sixty ways on an H200 (docs/decisions.md): many small programs where there
-    is little to read, long runs of memory where there is much."""
+    """How a product is cut: for the sizes of 135M and 7B models the fastest of sixty ways on an H200.
+
+    Many small programs where there is little to read, long runs of memory where there is much (docs/decisions.md).
+    """
     if parts == 2:
         tile = (32, 128, 4, 4) if size >= 1024 else (16, 64, 2, 4)
     elif size >= 1024:

@@ -2,7 +2,8 @@
 
 Rows are tokens. Every matrix lies with its last dimension side by side, except cache entries, whose strides are given.
 CHAIN: tokens lie side by side from the cache slot in `slots` on; else `slots`, `positions` and `mask` have a row each.
-EARLY, AHEAD: see `_begin`. Flags and sizes in capitals are compiled in; numbers that change from call to call are not.
+EARLY, AHEAD: see `_wait_for_rows`. Flags and sizes in capitals are compiled in, numbers that change with a call
+are not.
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ QUERIES = tl.constexpr(16)
 
 
 @triton.jit
-def _begin(weight, feature, SIZE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr):
-    """Let the next kernel be launched, bring the first weights near, and wait for what the kernels before have written.
-
-    Weights [.., SIZE] are read from DRAM: on their way to the L2 cache before the input is complete, they cost less.
-    """
+def _wait(EARLY: tl.constexpr):
+    """Let the next kernel be launched, and wait for what the kernels before have written."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        if AHEAD > 0:
-            line = weight + feature[:, None].to(tl.int64) * SIZE + tl.arange(0, AHEAD)[None, :] * 64
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line.to(tl.int64)], tl.int32, is_pure=False, pack=1
-            )
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _wait_for_rows(weight, feature, SIZE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr):
+    """As `_wait`, meanwhile bringing the first AHEAD times 128 bytes of the features of `weight` [.., SIZE] near.
+
+    Weights are read from DRAM: on their way to the L2 cache before the input is complete, they cost less.
+    """
+    if EARLY and AHEAD > 0:
+        line = weight + feature[:, None].to(tl.int64) * SIZE + tl.arange(0, AHEAD)[None, :] * 64
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line.to(tl.int64)], tl.int32, is_pure=False, pack=1
+        )
+    _wait(EARLY)
 
 
 # ---- products -------------------------------------------------------------------------------------------------------
@@ -36,10 +43,9 @@ def _begin(weight, feature, SIZE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.c
 @triton.jit
 def normalise(x, gain, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """Root-mean-square norm of rows [rows, SIZE]."""
-    k = tl.arange(0, BLOCK)
+    _wait(EARLY)
+    k, row = tl.arange(0, BLOCK), tl.program_id(0) * SIZE
     scale = tl.load(gain + k, mask=k < SIZE, other=0.0).to(tl.float32)
-    _begin(gain, k, SIZE, EARLY, 0)
-    row = tl.program_id(0) * SIZE
     exact = tl.load(x + row + k, mask=k < SIZE, other=0.0).to(tl.float32)
     found = exact * tl.rsqrt(tl.sum(exact * exact, 0) / SIZE + eps) * scale
     tl.store(out + row + k, found, mask=k < SIZE)
@@ -73,6 +79,18 @@ def _product(
 
 
 @triton.jit
+def _part(
+    weight, rows, outputs, SIZE: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The rows [ROWS] and features [BLOCK_N] of a program, each with those that exist, once its input is there."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    feature = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    _wait_for_rows(weight, tl.minimum(feature, outputs - 1), SIZE, EARLY, AHEAD)
+    return row, row < rows, feature, feature < outputs
+
+
+@triton.jit
 def _place(slots, positions, row, inside, CHAIN: tl.constexpr):
     """Cache slots and positions of rows; tokens of a chain lie side by side from the slot in `slots` on."""
     if CHAIN:
@@ -102,7 +120,7 @@ def qkv(
     head = tl.program_id(1) // (HALF // BLOCK_N)
     low = tl.program_id(1) % (HALF // BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     feature = head * DIM + low
-    _begin(weight, feature, SIZE, EARLY, AHEAD)
+    _wait_for_rows(weight, feature, SIZE, EARLY, AHEAD)
     first, second = _product(
         x, weight, row, inside, feature, feature + HALF, low < HALF, SIZE, True, ROWS, BLOCK_N, BLOCK_K
     )
@@ -140,11 +158,7 @@ def add_product(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Add the product of x [rows, SIZE] to `hidden` [rows, outputs]."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    feature = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    wanted = feature < outputs
-    _begin(weight, tl.minimum(feature, outputs - 1), SIZE, EARLY, AHEAD)
+    row, inside, feature, wanted = _part(weight, rows, outputs, SIZE, EARLY, AHEAD, ROWS, BLOCK_N)
     found, _ = _product(x, weight, row, inside, feature, feature, wanted, SIZE, False, ROWS, BLOCK_N, BLOCK_K)
     if BIAS:
         found += tl.load(bias + feature, mask=wanted, other=0.0).to(tl.float32)[None, :]
@@ -158,11 +172,7 @@ def gate_up(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """silu(gate) * up [rows, outputs]; the weight has all gates, then all ups."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    feature = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    wanted = feature < outputs
-    _begin(weight, tl.minimum(feature, outputs - 1), SIZE, EARLY, AHEAD)
+    row, inside, feature, wanted = _part(weight, rows, outputs, SIZE, EARLY, AHEAD, ROWS, BLOCK_N)
     gate, up = _product(x, weight, row, inside, feature, feature + outputs, wanted, SIZE, True, ROWS, BLOCK_N, BLOCK_K)
     at = out + row[:, None] * outputs + feature[None, :]
     tl.store(at, gate / (1.0 + tl.exp(-gate)) * up, mask=inside[:, None] & wanted[None, :])
@@ -174,11 +184,7 @@ def logits(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """float32 product [rows, outputs]."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    feature = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    wanted = feature < outputs
-    _begin(weight, tl.minimum(feature, outputs - 1), SIZE, EARLY, AHEAD)
+    row, inside, feature, wanted = _part(weight, rows, outputs, SIZE, EARLY, AHEAD, ROWS, BLOCK_N)
     found, _ = _product(x, weight, row, inside, feature, feature, wanted, SIZE, False, ROWS, BLOCK_N, BLOCK_K)
     at = out + row[:, None].to(tl.int64) * outputs + feature[None, :]
     tl.store(at, found, mask=inside[:, None] & wanted[None, :])
@@ -206,10 +212,9 @@ def attend(
     row, head = line // GROUP, kv * GROUP + line % GROUP
     inside, d = row < rows, tl.arange(0, DIM)
     place = row * HEADS + head
-    _begin(queries, d, DIM, EARLY, 0)
+    _wait(EARLY)
     query = tl.load(queries + place[:, None] * DIM + d[None, :], mask=inside[:, None], other=0.0)
     end = tl.minimum(part * PART + PART, live)
-    slot = row
     if CHAIN:
         slot = tl.load(slots) + row
         end = tl.minimum(end, tl.load(slots) + rows)
@@ -246,20 +251,24 @@ def attend(
         place += part * rows * HEADS
         tl.store(sums + place, highest, mask=inside)
         tl.store(sums + tl.num_programs(2) * rows * HEADS + place, total, mask=inside)
-    tl.store(out + place[:, None] * DIM + d[None, :], found, mask=inside[:, None])
+    tl.store(out + place[:, None].to(tl.int64) * DIM + d[None, :], found, mask=inside[:, None])
 
 
-@triton.jit(do_not_specialize=["count"])
-def combine(
-    partial, sums, out, count, PARTS: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, EARLY: tl.constexpr
-):
-    """out [count, DIM] from `attend`'s PARTS parts of count = rows * heads queries."""
-    part, d = tl.arange(0, BLOCK), tl.arange(0, DIM)
-    there = part < PARTS
-    _begin(partial, d, DIM, EARLY, 0)
-    place = part * count + tl.program_id(0)
-    highest = tl.load(sums + place, mask=there, other=float("-inf"))
-    weight = tl.exp2(highest - tl.max(highest, 0))
-    total = tl.sum(tl.load(sums + PARTS * count + place, mask=there, other=0.0) * weight, 0)
-    found = tl.load(partial + place[:, None] * DIM + d[None, :], mask=there[:, None], other=0.0)
-    tl.store(out + tl.program_id(0) * DIM + d, tl.sum(found * weight[:, None], 0) / total)
+@triton.jit(do_not_specialize=["count", "parts"])
+def combine(partial, sums, out, count, parts, DIM: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """out [count, DIM] from `attend`'s parts of count = rows * heads queries. Parts that saw nothing change nothing."""
+    _wait(EARLY)
+    query, d = tl.program_id(0), tl.arange(0, DIM)
+    highest = tl.full((), float("-inf"), tl.float32)
+    for start in range(0, parts, BLOCK):
+        part = start + tl.arange(0, BLOCK)
+        highest = tl.maximum(highest, tl.max(tl.load(sums + part * count + query, part < parts, float("-inf")), 0))
+    total, found = tl.full((), 0.0, tl.float32), tl.zeros((DIM,), tl.float32)
+    for start in range(0, parts, BLOCK):
+        part = start + tl.arange(0, BLOCK)
+        there, place = part < parts, part * count + query
+        weight = tl.exp2(tl.load(sums + place, there, float("-inf")) - highest)
+        total += tl.sum(tl.load(sums + parts * count + place, there, 0.0) * weight, 0)
+        values = tl.load(partial + place[:, None].to(tl.int64) * DIM + d[None, :], there[:, None], 0.0)
+        found += tl.sum(values * weight[:, None], 0)
+    tl.store(out + query * DIM + d, found / total)

@@ -1,14 +1,14 @@
 """The GPU path: a range of layers as one CUDA graph for every number of tokens, replayed on buffers that never move.
 
     engine = attach_engine(target)        # on a CUDA device; target.run and every packed exit layer now use it
-    engine.name                           # "cuda-graphs": goes into every row
-    EESD_ENGINE=graphs eesd generate ...  # the same code on a CPU, re-executed where a GPU would replay
+    engine.name                           # "cuda-graphs+triton-3.7.1" or "cuda-graphs": goes into every row
+    EESD_ENGINE=graphs eesd generate ...  # graphs of torch's kernels; on a CPU, re-executed where a GPU would replay
 
 Launching the twenty kernels of a layer one by one takes a processor longer than a GPU takes to run them. A graph is
 captured once for (layers, tokens, live part of the cache rounded up, cache) and replayed by one call. Nothing in it
 depends on a number that the host knows: the slot is read on the device, from a buffer that is filled without waiting,
-and angles and mask follow from it; of trees, slots, positions and mask are buffers. Inside run the same layers as
-everywhere (`transformer.run_plain`).
+and angles and mask follow from it; of trees, slots, positions and mask are buffers. Inside run the kernels of `fused`
+where these take the target, else the same layers as everywhere (`transformer.run_plain`).
 
 Calls that are not for graphs run in plain torch: more than FEW_QUERIES tokens (prompts), batches, no cache, autograd
 on, or weights that have moved since they were packed. Weights changed in place need nothing: a graph reads
@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from operator import getitem
 from time import perf_counter
 from types import ModuleType
@@ -33,80 +34,19 @@ import torch
 from torch import Tensor
 
 from eesd.errors import EesdError
+from eesd.models.capture import CudaGraphs, Replay, Rerun
 from eesd.models.transformer import FEW_QUERIES, LayerCaches, causal_mask, run_plain
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from eesd.models.cache import LayerCache
-    from eesd.models.transformer import Layer, RMSNorm, Rotary
+    from eesd.models.transformer import Layer, RMSNorm, Rotary, Transformer
 
 # The live part of the cache is rounded up to a power of two, from this on: few graphs, and attention stays cheap.
 SMALLEST_LIVE = 256
-# A megabyte or two each; beyond, the one that was used least recently is dropped.
+# A megabyte or two each, more for long contexts; beyond, the one that was used least recently is dropped.
 MOST_GRAPHS = 256
-
-Replay = Callable[[], Any]
-
-
-# ---- capturing ------------------------------------------------------------------------------------------------------
-
-
-class Rerun:
-    """Stands in for CUDA graphs where there are none: what was captured is executed again."""
-
-    name = "graphs (re-executed)"
-
-    def wait(self) -> None:
-        """Wait until the device has done all that it was given."""
-
-    def take_turn(self) -> None:
-        """Order what follows behind what was replayed before."""
-
-    def capture(self, forward: Replay) -> Replay:
-        """A function that repeats what `forward` does to the memory it does it to."""
-        forward()
-        return forward
-
-
-class CudaGraphs(Rerun):
-    """CUDA graphs of one device. They share one pool: they never run at the same time and keep nothing in it."""
-
-    name = "cuda-graphs"
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # One stream for warm-up and capture of all graphs, as sharing a pool asks for.
-        self.side = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-        self.last: torch.cuda.Stream | None = None
-
-    def wait(self) -> None:
-        """Wait for all streams of the device."""
-        torch.cuda.synchronize(self.device)
-
-    def take_turn(self) -> None:
-        """Buffers and pool are shared, so a caller on another stream waits, on the device, for the last one."""
-        current = torch.cuda.current_stream(self.device)
-        if self.last is not None and current != self.last:
-            current.wait_stream(self.last)
-        self.last = current
-
-    def capture(self, forward: Replay) -> Replay:
-        """Run `forward` once, so that libraries set up what may not be set up during capture; then record it."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device):
-            self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
-                forward()
-            self.side.synchronize()
-            # thread_local: other threads may go on allocating.
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
-                forward()
-        return graph.replay
-
-
-# ---- the engine -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +79,17 @@ class Recorded:
         return type(None), ()  # a copied or unpickled layer is not packed
 
 
+@dataclass(frozen=True, eq=False)
+class RecordedHead:
+    """The weight [outputs, hidden] of a head that the kernels of `fused` read, as it lay when it was packed."""
+
+    engine: GraphEngine
+    address: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copied or unpickled head is not packed
+
+
 class Buffers(NamedTuple):
     """Where graphs of one number of tokens read and write. They outlive the graphs and lie outside their pool."""
 
@@ -148,10 +99,10 @@ class Buffers(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where a graph of a tree's tokens finds what the slot of the first token does not tell."""
+    """Where a graph finds the places of a tree's tokens. Of a chain the kernels get the first token's, and no mask."""
 
-    slots: Tensor  # [1, tokens]
-    positions: Tensor  # [1, tokens]
+    slots: Tensor  # [1, tokens], or [1, 1] of a chain
+    positions: Tensor  # likewise
     mask: Tensor | None  # [1, 1, tokens, live]: True where a token may look
 
 
@@ -171,7 +122,6 @@ class GraphEngine:
 
     def __init__(self, backend: Rerun, device: torch.device, kernels: ModuleType | None = None) -> None:
         self.backend, self.device, self.kernels = backend, device, kernels
-        self.name = backend.name + ("+triton" if kernels else "")
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
         self._places: dict[tuple[int, int], Places] = {}
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
@@ -180,20 +130,36 @@ class GraphEngine:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied target decodes in plain torch until it gets an engine of its own
 
+    @property
+    def name(self) -> str:
+        """What runs: graphs, of Triton's kernels where the target is one for them."""
+        return self.backend.name + (f"+triton-{self.kernels.VERSION}" if self.kernels else "")
+
+    def begin(self, target: Transformer) -> None:
+        """Leave Triton's kernels out if they do not take the layers of this target."""
+        if self.kernels and not self.kernels.takes(target.layers, target.dtype):
+            self.kernels = None
+
     def pack(self, what: Layer | Tensor) -> None:
-        """Take over a layer or the weight of a head; again when it has moved. Heads need no graph."""
+        """Take over a layer or the weight of a head; again when it has moved. Heads need no graph.
+
+        EesdError where Triton cannot make a kernel for this device.
+        """
         weights = [what] if isinstance(what, Tensor) else list(what.parameters())
-        if any(weight.device.type != self.device.type for weight in weights):
-            return
+        here = all(weight.device == self.device for weight in weights)
         if isinstance(what, Tensor):
-            if self.kernels and what.dtype in self.kernels.DTYPES:
-                what.packed = Recorded(self, [what.detach()], [what.data_ptr()], [], [])
-                with torch.no_grad():
-                    self.kernels.prepare(what)
-            return
-        with self._lock:
-            self._unpack(what)
-            what.packed = Recorded.of(what, self)
+            what.packed = None
+            if here and self.kernels and self.kernels.takes_head(what[:1], what):
+                try:
+                    with torch.no_grad():
+                        self.kernels.prepare(what)
+                except self.kernels.FAILURES as error:
+                    raise _no_kernel(error) from error
+                what.packed = RecordedHead(self, what.data_ptr())
+        elif here:
+            with self._lock:
+                self._unpack(what)
+                what.packed = Recorded.of(what, self)
 
     def _unpack(self, layer: Layer) -> None:
         """Forget a layer and all graphs with it, which frees the weights that they alone still held."""
@@ -206,13 +172,15 @@ class GraphEngine:
 
     def head_logits(self, hidden: Tensor, norm: RMSNorm | None, weight: Tensor) -> Tensor | None:
         """Float32 logits of few states by the kernels; None where the call is not for them."""
-        if torch.is_grad_enabled() or weight.packed.addresses != [weight.data_ptr()]:
+        pack = getattr(weight, "packed", None)
+        if torch.is_grad_enabled() or not isinstance(pack, RecordedHead) or pack.address != weight.data_ptr():
             return None
-        if not 0 < hidden.numel() <= FEW_QUERIES * hidden.shape[-1] or not self.kernels.takes_head(hidden, weight):
-            return None
-        return self.kernels.head_logits(hidden, norm, weight)
+        return self.kernels.head_logits(hidden, norm, weight) if self.kernels.takes_head(hidden, weight) else None
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Left to torch."""
+
+    def softmax_statistics(self, logits: Tensor) -> tuple[float, float] | None:
         """Left to torch."""
 
     def run_layers(
@@ -304,9 +272,12 @@ class GraphEngine:
         angles = rotary.table(capacity, dtype, self.device)
         self.backend.wait()
         began = perf_counter()
+        failures = self.kernels.FAILURES if self.kernels else (RuntimeError,)
         try:
             replay = self.backend.capture(lambda: forward(buffers, tree, layers, angles, caches, live, self.kernels))
-        except RuntimeError as error:
+        except failures as error:
+            if not isinstance(error, RuntimeError):
+                raise _no_kernel(error) from error
             raise EesdError(
                 f"A CUDA graph of {len(layers)} layers on {rows} tokens could not be captured: {error}\nFree memory of "
                 "the GPU or shorten the context; EESD_ENGINE=torch in the environment decodes without graphs."
@@ -362,14 +333,19 @@ def graph_engine(device: torch.device, fuse: bool = True) -> GraphEngine:
     """The engine of a CUDA device, or its stand-in anywhere else; with the kernels of `fused` if it can, and `fuse`."""
     if device.type != "cuda":
         return GraphEngine(Rerun(), device)
+    device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
     return GraphEngine(CudaGraphs(device), device, load_kernels(device) if fuse else None)
 
 
 def load_kernels(device: torch.device) -> ModuleType | None:
-    """The module `fused` where Triton is installed and the device has matrix units for bfloat16."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    """The module `fused` where Triton is installed and the device is NVIDIA's with matrix units for bfloat16."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0) or find_spec("triton") is None:
         return None
-    try:
-        return import_module("eesd.models.fused")
-    except ImportError:
-        return None
+    return import_module("eesd.models.fused")
+
+
+def _no_kernel(error: Exception) -> EesdError:
+    return EesdError(
+        f"Triton could not make a kernel for this device: {error}\n"
+        "EESD_ENGINE=graphs in the environment decodes with torch's kernels."
+    )

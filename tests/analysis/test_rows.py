@@ -75,6 +75,11 @@ def test_wrong_type(tmp_path: Path, field: str, value: Any) -> None:
     fails(tmp_path, [make_row(**{field: value})], "rows.jsonl:1", f"field '{field}'")
 
 
+@pytest.mark.parametrize("crowding", [-0.1, 1.5, math.nan, "much", None])
+def test_impossible_crowding(tmp_path: Path, crowding: Any) -> None:
+    fails(tmp_path, [make_row(crowding=crowding)], "rows.jsonl:1", "'crowding'")
+
+
 @pytest.mark.parametrize("total", [0.0, -1.0, math.nan, math.inf, None])
 def test_impossible_total(tmp_path: Path, total: float | None) -> None:
     fails(tmp_path, [make_row(seconds={**split_seconds(1.0), "total": total})], "rows.jsonl:1", "seconds.total")

@@ -222,7 +222,7 @@ def test_six_significant_digits_and_empty_cells(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", unit(seconds=split_seconds(1 / 3)))
     write_tables([path], [], tmp_path / "tables")
     line = (tmp_path / "tables" / "speedup.csv").read_text().splitlines()[1]
-    assert line == "toy,asdiv,main,eesd,vanilla,1,15,1,,,1,1,15,float32,greedy,False,ASDiv (toy)"
+    assert line == "toy,asdiv,main,eesd,vanilla,1,15,1,,,1,1,15,,float32,greedy,False,ASDiv (toy)"
     assert (tmp_path / "tables" / "heads.csv").read_text() == ",".join(COLUMNS["heads"]) + "\n"
 
 
@@ -239,6 +239,27 @@ def test_markdown(tmp_path: Path) -> None:
     assert "| vanilla | 1.00 (3.3 tokens/s) |" in lines
     assert "| hf_generate | 0.75 [0.50, 1.00] |" in lines
     assert "| eesd | **1.50** [1.33, 2.00] |" in lines
+
+
+def test_what_other_processes_disturbed_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = two_items()
+    for row in rows:
+        row["crowding"] = {"eesd": 0.2, "vanilla": 0.0, "hf_generate": 0.01}[row["method"]]
+    table = write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path)["speedup"]
+    found = table.set_index(["baseline", "method"])["crowding"]
+    assert found["vanilla", "eesd"] == pytest.approx(0.2 * 2 / 5)  # 2 of 5 seconds are EESD's
+    assert found["vanilla", "hf_generate"] == pytest.approx(0.01 * 4 / 7)
+    assert "toy, main, asdiv: other processes took up to 8% of the processors" in capsys.readouterr().out
+    assert "| method | asdiv (n = 2, machine busy) |" in (tmp_path / "speedup.md").read_text()
+    assert "($n = 2$, machine busy)" in (tmp_path / "speedup.tex").read_text()
+    # Alone, or with rows that do not say, nothing is marked.
+    for row in rows:
+        row["crowding"] = 0.01
+    del rows[0]["crowding"]
+    table = write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path)["speedup"]
+    assert "busy" not in (tmp_path / "speedup.md").read_text()
+    assert table["crowding"].isna().sum() == 2
+    assert not capsys.readouterr().out
 
 
 def test_markdown_admits_that_nothing_won(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_every_unit_has_every_method_and_every_output_is_vanillas(finished, sett
     assert len(orders) > 1  # not always the same method first
 
 
+def test_rows_say_what_other_processes_took(model, settings, finished, tmp_path, monkeypatch, capsys):
+    assert all(0 <= row["crowding"] <= 1 for row in lines(finished))
+    monkeypatch.setattr("eesd.bench.load.Crowding.share", lambda self: 0.5)
+    run_bench(model, {**settings, "repeats": 1, "prompts": 1}, tmp_path / "rows.jsonl")
+    assert {row["crowding"] for row in lines(tmp_path / "rows.jsonl")} == {0.5}
+    assert "other processes took 50% of the processors" in capsys.readouterr().out
+
+
 def test_float64_with_a_trained_head(model, settings, tmp_path):
     run_bench(model, {**settings, "dtype": "float64", "repeats": 1, "prompts": 1}, tmp_path / "rows.jsonl")
     assert {row["comparison"]["class"] for row in lines(tmp_path / "rows.jsonl")} == {"baseline", "identical"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from eesd.bench.trace import record_chains
 from eesd.control import make_controller
 from eesd.decoding.generate import generate
 from eesd.decoding.sampling import Sampling
+from eesd.decoding.tree import Branching
 from eesd.errors import EesdError
-from tests.toys import ScriptedDrafter, SilentDrafter, exit_drafter, tiny_target
+from eesd.models.engine import attach_engine
+from tests.toys import ScriptedDrafter, SilentDrafter, exit_drafter, needs_compiler, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
 CONTROLLERS = [
@@ -237,6 +240,26 @@ def test_drafter_without_controller_is_refused():
     target = tiny_target()
     with pytest.raises(EesdError, match="go together"):
         generate(target, PROMPT, drafter=exit_drafter(target))
+
+
+@needs_compiler
+@pytest.mark.parametrize("branching", [None, Branching(nodes=3)])
+def test_controllers_and_traces_are_shown_the_numbers_of_the_engine(monkeypatch, branching):
+    """Live chains, trees and traces alike: what the engine says of a law is all that a controller hears of it."""
+    target, heard = tiny_target(), []
+    attach_engine(target, "cpp")
+    told = iter([0.5 + i / 1000 for i in range(400)])
+    monkeypatch.setattr(target.engine, "softmax_statistics", lambda logits: (next(told), 2.0))
+    controller = make_controller({"name": "confidence", "k_max": 3, "tau": 0.1})
+    monkeypatch.setattr(controller, "keep_drafting", lambda signal: heard.append(signal) or True)
+    options = {"controller": controller, "branching": branching, "max_new_tokens": 9}
+    generate(target, PROMPT, drafter=exit_drafter(target, 2), **options)
+    assert [signal.confidence for signal in heard] == [0.5 + i / 1000 for i in range(len(heard))]
+    assert {signal.entropy for signal in heard} == {2.0}
+    assert all(signal.probability == signal.confidence for signal in heard)
+    with torch.inference_mode():
+        chains = record_chains(target, exit_drafter(target, 2), PROMPT, [7, 8, 9], (), 3)
+    assert (chains.entropy == 2.0).all()
 
 
 def test_time_spent_telling_tokens_is_nobodys(monkeypatch):

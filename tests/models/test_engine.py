@@ -7,14 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from eesd.decoding.chain import read_signal
 from eesd.errors import EesdError
-from eesd.models import kernels
+from eesd.models import graphs, kernels
 from eesd.models.engine import attach_engine, make_engine
+from eesd.models.graphs import GraphEngine, Rerun
 from eesd.models.kernels.packing import bfloat16_exact
 from eesd.models.loading import load_target
 from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
@@ -251,3 +254,54 @@ def test_greedy_tokens_of_the_real_model(embedded_model) -> None:
                 hidden = target.run(target.embed(tokens[:, slot:]), slice(None), cache, slot)
         outputs.append(tokens)
     assert torch.equal(*outputs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 15, 16, 37, 8192])
+def test_statistics_of_a_softmax_are_those_of_torch(rows: int) -> None:
+    engine, logits = make_engine("cpp"), 4 * torch.randn(rows, generator=torch.Generator().manual_seed(rows))
+    logits[rows // 2 :: 7] = float("-inf") if rows > 1 else 0.5
+    law = logits.double().softmax(-1)
+    expected = float(law.max()), float(torch.special.entr(law).sum())
+    assert engine.softmax_statistics(logits) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert engine.softmax_statistics(logits[:0]) is engine.softmax_statistics(logits[None]) is None
+    assert engine.softmax_statistics(logits[None].expand(2, -1).T[:, 0]) == engine.softmax_statistics(logits)
+    # What a chain's controller looks at is the same whichever way it is computed.
+    row = logits.argmax()
+    assert read_signal(logits, row, engine=engine) == pytest.approx(read_signal(logits, row), rel=1e-5, abs=1e-6)
+
+
+def test_statistics_are_left_to_torch_where_the_engine_has_none() -> None:
+    logits = torch.randn(20)
+    assert make_engine("torch").softmax_statistics(logits) is None
+    assert make_engine("graphs").softmax_statistics(logits) is None
+    assert make_engine().softmax_statistics(logits.double()) is None
+    assert read_signal(logits, logits.argmax(), engine=make_engine("torch")) == read_signal(logits, logits.argmax())
+
+
+def test_engine_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EESD_ENGINE", raising=False)
+    assert make_engine("graphs").name == "graphs (re-executed)"
+    assert make_engine(device="meta").name == "torch (no engine for meta)"
+    with pytest.raises(EesdError, match="computes on CPUs"):
+        make_engine("cpp", "cuda")
+    monkeypatch.setattr(graphs, "CudaGraphs", lambda device: Rerun())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert isinstance(make_engine(device="cuda:1"), GraphEngine)
+    # Kernels in Triton where it is installed, unless graphs were asked for by name.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(graphs, "find_spec", lambda name: name)
+    takes = SimpleNamespace(VERSION="3", takes=lambda layers, dtype: dtype == torch.bfloat16)
+    monkeypatch.setitem(sys.modules, "eesd.models.fused", takes)
+    engine = make_engine(device="cuda")
+    assert (engine.name, engine.device) == ("graphs (re-executed)+triton-3", torch.device("cuda:1"))
+    engine.begin(SimpleNamespace(layers=[], dtype=torch.bfloat16))
+    assert engine.kernels is takes
+    engine.begin(SimpleNamespace(layers=[], dtype=torch.float32))
+    assert engine.name == "graphs (re-executed)"
+    assert make_engine("graphs", "cuda").name == "graphs (re-executed)"
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    assert make_engine(device="cuda").name == "graphs (re-executed)"
+    monkeypatch.setenv("EESD_ENGINE", "torch")
+    assert make_engine(device="cuda").name == "torch (chosen)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -21,8 +20,8 @@ from eesd.drafting.exit_head import ExitHeadDrafter
 from eesd.drafting.self_sd import SelfSDDrafter, Skips
 from eesd.errors import EesdError
 from eesd.models import graphs
-from eesd.models.engine import attach_engine, make_engine
-from eesd.models.graphs import CudaGraphs, GraphEngine, Rerun, live_slots
+from eesd.models.engine import attach_engine
+from eesd.models.graphs import CudaGraphs, live_slots
 from eesd.models.transformer import FEW_QUERIES, Transformer
 from tests.models.tape import Tape, Traced
 from tests.models.test_engine import SHAPES
@@ -377,23 +376,3 @@ def test_cuda_graphs_are_captured_as_torch_asks_for(monkeypatch: pytest.MonkeyPa
     streams.append(Stream())
     fast.engine.backend.take_turn()
     assert calls[-1] == "wait_stream" and len(calls) == 13
-
-
-def test_engine_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EESD_ENGINE", raising=False)
-    assert make_engine("graphs").name == "graphs (re-executed)"
-    assert make_engine(device="meta").name == "torch (no engine for meta)"
-    with pytest.raises(EesdError, match="computes on CPUs"):
-        make_engine("cpp", "cuda")
-    monkeypatch.setattr(graphs, "CudaGraphs", lambda device: Rerun())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert isinstance(make_engine(device="cuda:1"), GraphEngine)
-    # Kernels in Triton where it is installed, unless graphs were asked for by name.
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setitem(sys.modules, "eesd.models.fused", SimpleNamespace())
-    assert make_engine(device="cuda").name == "graphs (re-executed)+triton"
-    assert make_engine("graphs", "cuda").name == "graphs (re-executed)"
-    monkeypatch.setitem(sys.modules, "eesd.models.fused", None)  # as if importing it failed
-    assert make_engine(device="cuda").name == "graphs (re-executed)"
-    monkeypatch.setenv("EESD_ENGINE", "torch")
-    assert make_engine(device="cuda").name == "torch (chosen)"

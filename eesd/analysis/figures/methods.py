@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eesd.analysis import style
+from eesd.analysis.disturbed import busy_note
 from eesd.analysis.figures.base import FIGURES, by, places, read_table, task_bands
 from eesd.analysis.rows import PARTS
 from eesd.analysis.style import method_color, method_label, task_label
@@ -41,7 +42,7 @@ def draw_speedup(tables_dir: Path) -> Figure:
             own = part[part["task"] == task].set_index("method")
             _speedup_panel(panel, own, methods)
             n = own["n_items"].iloc[0]
-            note = f"n = {n}" if n > 1 else "n = 1: no interval"
+            note = (f"n = {n}" if n > 1 else "n = 1: no interval") + busy_note(own)
             style.panel_title(panel, f"{task_label(task)} ({note})", bool(band.title))
         axes[0].set_xlim(0, max(right, 1.0) * 1.3)
     return drawing

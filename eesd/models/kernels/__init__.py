@@ -110,5 +110,5 @@ def load(path: Path) -> ctypes.PyDLL:
     # PyDLL keeps the interpreter locked: buffers inside the library are shared, and calls take milliseconds.
     library = ctypes.PyDLL(str(path))
     library.eesd_simd.restype = ctypes.c_char_p
-    library.eesd_run_layers.restype = library.eesd_linear.restype = None
+    library.eesd_run_layers.restype = library.eesd_linear.restype = library.eesd_softmax_statistics.restype = None
     return library

@@ -223,6 +223,31 @@ void eesd_linear(const Matrix* m, const float* norm, float eps, const void* inpu
     }
 }
 
+// Of q = softmax(x), x [count]: its largest share, and its entropy -sum q log q in nats, into `found`. In one thread: it
+// is over before another would have begun.
+void eesd_softmax_statistics(const float* x, int64_t count, float* found) {
+    float tops[16];
+    std::fill(tops, tops + 16, x[0]);
+    int64_t even = count / 16 * 16;
+    for (int64_t j = 0; j < even; j += 16)
+        for (int i = 0; i < 16; i++) tops[i] = x[j + i] > tops[i] ? x[j + i] : tops[i];
+    for (int64_t j = even; j < count; j++) tops[0] = std::max(tops[0], x[j]);
+    float top = *std::max_element(tops, tops + 16), sum = 0, mean = 0;
+    vf sums = all(0), means = all(0);
+    for (int64_t j = 0; j < even; j += LANES) {
+        vf below = load(x + j) - top, weight = exponential(below);
+        sums += weight;
+        vi none = weight == 0.0f;  // x may be -inf
+        means += (vf)((vi)(weight * below) & ~none);
+    }
+    for (int i = 0; i < LANES; i++) sum += sums[i], mean += means[i];
+    for (int64_t j = even; j < count; j++) {
+        float weight = exponential(all(x[j] - top))[0];
+        sum += weight, mean += weight == 0.0f ? 0.0f : weight * (x[j] - top);
+    }
+    found[0] = 1 / sum, found[1] = std::log(sum) - mean / sum;
+}
+
 struct Exit {  // of eesd/drafting/exit_head.py; without data in fuse there is no context, in estimate no lens
     Layer layer;
     Matrix fuse, estimate;

@@ -1,0 +1,19 @@
+"""Measurements that other processes disturbed: their times look like any others, so every table and figure says so."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from eesd.bench.load import DISTURBED
+
+NOTE = ", machine busy"
+
+
+def is_disturbed(table: pd.DataFrame) -> pd.Series:
+    """Which lines of `speedup.csv` were measured while others took more than DISTURBED of the processors."""
+    return table["crowding"].astype(float) > DISTURBED
+
+
+def busy_note(part: pd.DataFrame) -> str:
+    """What goes behind the number of prompts of these lines of `speedup.csv`."""
+    return NOTE if is_disturbed(part).any() else ""
