@@ -173,7 +173,10 @@ def _gather(
     live: int,
     chain: bool,
 ) -> None:
-    """What queries [rows, heads * dim] see of the first `live` slots, into `attended` of the same shape."""
+    """What queries [rows, heads * dim] see of the first `live` slots, into `attended` of the same shape.
+
+    mask: of a tree, in bytes [1, 1, rows, live]; of a chain it is not read.
+    """
     config, rows, parts = layer.config, len(queries), triton.cdiv(live, PART)
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     out, sums, early = attended, attended, _early(queries.device)
