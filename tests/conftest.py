@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    # Kernels in Triton run in its interpreter. It looks when it is imported, which many libraries do if it is there.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Shared machines stall now and then; a deadline would turn that into a failure.
 settings.register_profile("suite", deadline=None, derandomize=True)

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
 pytest.importorskip("triton", reason="Triton comes with CUDA builds of torch, and with .[dev] on Linux")
 
 from eesd.control import make_controller
