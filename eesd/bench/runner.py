@@ -140,12 +140,12 @@ class Bench:
         for name in order:
             others = Crowding(torch.get_num_threads() if self.target.device.type == "cpu" else 1)
             outputs[name] = self.methods[name](prompt.tokens, seed=seed, max_new_tokens=self.settings["max_new_tokens"])
-            crowding[name] = round(others.share(), 4)
+            crowding[name] = others.share()
         rows = []
         for position, name in enumerate(order):
             comparison = self._compare(prompt, name, outputs)
-            row = self._row(prompt, repeat, name, position, seed, outputs[name], comparison)
-            rows.append({**row, "crowding": crowding[name]})
+            row = self._row(prompt, repeat, name, position, seed, outputs[name], comparison, crowding[name])
+            rows.append(row)
         return rows
 
     def _compare(self, prompt: Prompt, name: str, outputs: Mapping[str, Generation]) -> Comparison:
@@ -162,7 +162,15 @@ class Bench:
         return self.judge
 
     def _row(
-        self, prompt: Prompt, repeat: int, name: str, order: int, seed: int, output: Generation, comparison: Comparison
+        self,
+        prompt: Prompt,
+        repeat: int,
+        name: str,
+        order: int,
+        seed: int,
+        output: Generation,
+        comparison: Comparison,
+        crowding: float,
     ) -> Row:
         text = self.tokenizer.decode(output.tokens, skip_special_tokens=True)
         device = str(self.target.device)
@@ -192,6 +200,7 @@ class Bench:
             "finish": output.finish,
             "rounds": [_listed(one) for one in output.rounds],
             "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
+            "crowding": round(crowding, 4),
             "exact": self.exact,
             "lossy": is_lossy(self.settings["methods"][name]),
             "scores": self.task.score(text, prompt.item),
