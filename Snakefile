@@ -71,6 +71,14 @@ rule publish:
         " 2>&1 | tee {log:q}"
 
 
+# The same with the studies alone.
+use rule publish as publish_studies with:
+    input:
+        lambda wildcards: study_files(),
+    log:
+        "logs/publish_studies.log",
+
+
 onsuccess:
     print("Tables: results/tables/*.csv   Figures: figures/   One page: snakemake --report report.html")
 

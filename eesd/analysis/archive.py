@@ -20,7 +20,7 @@ PLACES = (
     ("resources", "", (".json",)),
     ("figures", "figures", (".svg",)),
 )
-SIGN = "tables/speedup.csv"  # what every folder of published results has
+SIGNS = ("tables/speedup.csv", "studies/*/*/heads.csv")  # a folder of published results has one of them
 
 
 def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
@@ -31,11 +31,12 @@ def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
         for place, below, kinds in PLACES:
             if file.parts[0] == place and file.suffix in kinds:
                 copies[file] = out / below / file.relative_to(place)
-    if out / SIGN not in copies.values():
+    if not any(copy.relative_to(out).match(sign) for copy in copies.values() for sign in SIGNS):
         raise EesdError(
-            f"No results/{SIGN} among the files. Run `snakemake --cores all` first, then `snakemake publish`."
+            f"Neither {' nor '.join(f'results/{sign}' for sign in SIGNS)} among the files. Run `snakemake --cores all` "
+            "first, then `snakemake publish`, or `snakemake studies`, then `snakemake publish_studies`."
         )
-    if out.is_dir() and any(out.iterdir()) and not (out / SIGN).is_file():
+    if out.is_dir() and any(out.iterdir()) and not any(any(out.glob(sign)) for sign in SIGNS):
         raise EesdError(f"{out}: holds something else than published results. Choose another name (`published`).")
     shutil.rmtree(out, ignore_errors=True)
     for file, copy in copies.items():

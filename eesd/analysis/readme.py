@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eesd.analysis.figures.distill import points, read_study, seeds
 from eesd.analysis.markdown import sections
 from eesd.analysis.order import method_key, natural
 from eesd.analysis.provenance import machine_line, read_provenance
@@ -25,6 +26,7 @@ RUNS = (
     ("default", "make reproduce", ("main",), ("vanilla", "hf_generate")),
     ("best", "config/best.yaml", ("best", "rivals"), ("vanilla",)),
 )
+STUDIES = "studies"
 
 
 def update_readme(published: Path | str, readme: Path | str) -> None:
@@ -44,7 +46,8 @@ def results_block(published: Path | str) -> str:
     parts = [_run(Path(published) / name, *shown) for name, *shown in RUNS if (Path(published) / name).is_dir()]
     if not parts:
         raise EesdError(f"{published}: no published results here. `snakemake publish` writes them.")
-    return "\n".join(parts)
+    studies = sorted(Path(published).glob(f"{STUDIES}/studies/*/*"))
+    return "\n".join([*parts, _studies(studies)] if studies else parts)
 
 
 def _run(folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[str, ...]) -> str:
@@ -93,3 +96,40 @@ def _agreement(table: pd.DataFrame) -> str:
             f"tokens) with the target: {found}."
         )
     return "\n".join(sentences)
+
+
+def _studies(folders: list[Path]) -> str:
+    """The learning curve, and under a fold a line for every variation of every study."""
+    tables = [read_study(folder) for folder in folders]
+    tasks = sorted({task for table in tables for task in table["task"]}, key=natural)
+    lines = [
+        "## What choices in a head are worth\n",
+        "Heads of `config/studies.yaml`: held-out top-1 agreement of the first drafted token (mean accepted chain), "
+        f"with its 95 % Student-t interval over seeds ({', '.join(sorted({seeds(table) for table in tables}))}).\n",
+        *(
+            f"![Agreement against training tokens]({curve.as_posix()})\n"
+            for curve in sorted(folders[0].parents[2].glob("figures/*/studies/learning_curve.svg"))
+        ),
+        "<details><summary>Every study</summary>\n",
+        "| study | setting | " + " | ".join(map(task_label, tasks)) + " |",
+        "|---|---|" + "---|" * len(tasks),
+        *(line for table in tables for line in _study_lines(table, tasks)),
+        "\n</details>\n",
+    ]
+    return "\n".join(lines)
+
+
+def _study_lines(table: pd.DataFrame, tasks: list[str]) -> list[str]:
+    """One line for each variation: agreement, its interval and the mean chain, a column a task."""
+    study, key = table["study"].iloc[0], table.attrs["key"]
+    lines = []
+    for (value, series), own in table.groupby(["value", "series"], sort=False):
+        setting = ", ".join(filter(None, (f"{value}" if key == study else f"{key} {value}", series)))
+        cells = []
+        for task in tasks:
+            part = own[own["task"] == task]
+            top1 = points(part.assign(shown=part["top1_agreement"])).iloc[0]
+            spread = "" if pd.isna(top1["high"]) else f" ± {top1['high'] - top1['mean']:.3f}"
+            cells.append(f"{top1['mean']:.3f}{spread} ({part['chain_length'].mean():.2f})")
+        lines.append(f"| {study} | {setting} | " + " | ".join(cells) + " |")
+    return lines

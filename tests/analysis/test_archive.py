@@ -38,8 +38,18 @@ def test_the_files_of_a_run_are_copied_and_an_older_one_replaced(tmp_path: Path,
 
 
 def test_nothing_is_published_of_nothing(tmp_path: Path):
-    with pytest.raises(EesdError, match=r"No results/tables/speedup\.csv"):
+    with pytest.raises(EesdError, match=r"Neither results/tables/speedup\.csv nor .* among the files"):
         archive(tmp_path / "published", ["results/lossless.txt"])
+
+
+def test_studies_alone_can_be_published(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = Path("results/studies/m/init/heads.csv")
+    table.parent.mkdir(parents=True)
+    for text in ("once", "again"):
+        table.write_text(text)
+        assert archive("published", [table]) == [Path("published/studies/m/init/heads.csv")]
+        assert Path("published/studies/m/init/heads.csv").read_text() == text
 
 
 def test_what_is_no_published_run_is_not_replaced(tmp_path: Path):

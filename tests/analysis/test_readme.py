@@ -10,7 +10,7 @@ import pytest
 from eesd.analysis.provenance import write_provenance
 from eesd.analysis.readme import BEGIN, END, results_block, update_readme
 from eesd.errors import EesdError
-from tests.analysis.factory import realistic_rows, write_rows
+from tests.analysis.factory import realistic_rows, write_rows, write_study
 
 
 @pytest.fixture
@@ -53,6 +53,20 @@ def test_every_published_run_is_shown(published: Path) -> None:
         "## Results of `config/best.yaml`",
     ]
     assert "### toy, best: against vanilla" in block
+
+
+def test_studies_are_shown_a_line_for_each_variation(published: Path) -> None:
+    here = published / "studies" / "studies" / "toy"
+    write_study(here / "init", "init", ["last", "same"], seeds=2)
+    write_study(here / "learning_curve", "train_tokens", [500, 5000])
+    curve = published / "studies" / "figures" / "toy" / "studies" / "learning_curve.svg"
+    curve.parent.mkdir(parents=True)
+    curve.touch()
+    lines = results_block(published).splitlines()
+    assert f"![Agreement against training tokens]({curve.as_posix()})" in lines
+    shown = [line.split(" | ")[1] for line in lines if line.startswith("| toy | ")]
+    assert shown == ["init last", "init same", "train_tokens 500", "train_tokens 5000"]
+    assert [" ± " in line for line in lines if line.startswith("| toy | ")] == [True, True, False, False]
 
 
 def test_no_published_run_is_an_error(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def draw_study(tables_dir: Path) -> Figure:
     key, labels = table.attrs["key"], list(dict.fromkeys(table["series"]))
     values, draw = list(dict.fromkeys(table["value"])), _curve if key in LOGARITHMIC else _dots
     height = 1.5 if key in LOGARITHMIC else (0.12 + 0.09 * len(labels)) * len(values) + 0.1
-    title = f"{table['study'].iloc[0]}: {{}} ({_seeds(table)})"
+    title = f"{table['study'].iloc[0]}: {{}} ({seeds(table)})"
     parts = [(title.format(word), table.assign(shown=table[measure])) for measure, word in MEASURES.items()]
     bands, contents = task_bands(parts, "head")
     bands = [replace(band, height_in=height) for band in bands]
@@ -127,7 +127,7 @@ def draw_study(tables_dir: Path) -> Figure:
     for band, (_, part), axes in zip(bands, contents, panels, strict=True):
         for task, panel in zip(band.tasks, axes, strict=True):
             for index, (label, own) in enumerate(part[part["task"] == task].groupby("series", sort=False)):
-                draw(panel, _points(own), values, index, len(labels), label)
+                draw(panel, points(own), values, index, len(labels), label)
             style.panel_title(panel, style.task_label(task), below_band_title=True)
             panel.set_xlabel(LOGARITHMIC.get(key, ""))
         _scale(axes[0], part, key in LOGARITHMIC)
@@ -167,15 +167,16 @@ def _value(key: str, row: Mapping[str, Any], varied: Mapping[str, Any]) -> Any:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _seeds(table: pd.DataFrame) -> str:
+def seeds(table: pd.DataFrame) -> str:
+    """How many seeds stand behind each point of the table of `read_study`, in words."""
     counts = sorted(table.groupby(["task", "value", "series"])["seed"].nunique().unique())
     if counts == [1]:
         return "1 seed: no interval"
     return f"n = {' to '.join(str(n) for n in (counts[0], counts[-1])[: len(counts)])} seeds"
 
 
-def _points(own: pd.DataFrame) -> pd.DataFrame:
-    """value, mean, low, high over seeds; low and high are NaN for one seed."""
+def points(own: pd.DataFrame) -> pd.DataFrame:
+    """value, mean, low, high of column `shown` over seeds; low and high are NaN for one seed."""
     found = [(value, *mean_interval(part["shown"])) for value, part in own.groupby("value", sort=False)]
     return pd.DataFrame(found, columns=["value", "mean", "low", "high"])
 
@@ -215,7 +216,7 @@ def _dots(panel: Axes, points: pd.DataFrame, values: Sequence[Any], index: int, 
 
 def _scale(panel: Axes, part: pd.DataFrame, logarithmic: bool) -> None:
     """Room for intervals and labels. Points, unlike bars, need no axis from zero."""
-    ends = [_points(own)[["mean", "low", "high"]] for _, own in part.groupby(["task", "series"], sort=False)]
+    ends = [points(own)[["mean", "low", "high"]] for _, own in part.groupby(["task", "series"], sort=False)]
     numbers = pd.concat(ends).to_numpy()
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     room = (high - low) or 0.1 * abs(high) or 0.1
