@@ -43,13 +43,15 @@ def provenance(rows: list[Row]) -> pd.DataFrame:
 def machine_line(table: pd.DataFrame) -> str:
     """One sentence without its full stop: machine, number formats, engine, versions, commit, when."""
     one = {field: _distinct(table[field]) for field in ("device_name", "device", "threads", "engine", "commit")}
+    engines = one["engine"].split(MANY)
+    engine = f"engine{'s' if len(engines) > 1 else ''} {' and '.join(engines)}"
     libraries = ", ".join(f"{name} {_distinct(table[name])}" for name in ("torch", "transformers"))
     minutes = table["decoding_s"].sum() / 60
     spent = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes" if minutes >= 1 else "a minute"
     first, last = min(table["first_time"], key=_instant)[:10], max(table["last_time"], key=_instant)[:10]
     return (
         f"{one['device_name']} ({one['device']}, {one['threads']} thread{'' if one['threads'] == '1' else 's'}), "
-        f"{_distinct(table['dtype'], ' and ')}, engine {one['engine']}, {libraries}, commit {one['commit']}; "
+        f"{_distinct(table['dtype'], ' and ')}, {engine}, {libraries}, commit {one['commit']}; "
         f"{'less than ' if minutes < 1 else ''}{spent} of timed decoding on "
         f"{first if first == last else f'{first} to {last}'}"
     )

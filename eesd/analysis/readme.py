@@ -55,17 +55,26 @@ def _run(folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[s
     speedup = tables["speedup"]
     speedup = speedup[speedup["group"].isin(groups) & speedup["baseline"].isin(baselines)]
     machine = machine_line(read_provenance(folder / "tables" / "provenance.csv"))
+    first, *others = (section.lstrip().replace("## ", "### ", 1) for section in sections(speedup))
     return "\n".join(
         [
             f"## Results of `{command}`\n",
             f"Measured on: {machine}.\n",
-            f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)",
-            *(section.replace("\n## ", "\n### ") for section in sections(speedup)),
-            f"\n{_acceptance(tables['acceptance'], groups[0])}",
-            f"\n{_agreement(tables['heads'])}",
-            f"\nLosslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
+            f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)\n",
+            first,
+            f"Losslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
+            _fold("Other baselines and groups, tokens per round, heads", *others, *_details(tables, groups[0])),
         ]
     )
+
+
+def _fold(summary: str, *blocks: str) -> str:
+    """Markdown that a reader unfolds; blank lines make it Markdown again inside HTML."""
+    return "\n".join([f"<details><summary>{summary}</summary>\n", *blocks, "</details>\n"])
+
+
+def _details(tables: dict[str, pd.DataFrame], group: str) -> tuple[str, str]:
+    return _acceptance(tables["acceptance"], group) + "\n", _agreement(tables["heads"]) + "\n"
 
 
 def _acceptance(table: pd.DataFrame, group: str) -> str:
@@ -110,11 +119,13 @@ def _studies(folders: list[Path]) -> str:
             f"![Agreement against training tokens]({curve.as_posix()})\n"
             for curve in sorted(folders[0].parents[2].glob("figures/*/studies/learning_curve.svg"))
         ),
-        "<details><summary>Every study</summary>\n",
-        "| study | setting | " + " | ".join(map(task_label, tasks)) + " |",
-        "|---|---|" + "---|" * len(tasks),
-        *(line for table in tables for line in _study_lines(table, tasks)),
-        "\n</details>\n",
+        _fold(
+            "Every study",
+            "| study | setting | " + " | ".join(map(task_label, tasks)) + " |",
+            "|---|---|" + "---|" * len(tasks),
+            *(line for table in tables for line in _study_lines(table, tasks)),
+            "",
+        ),
     ]
     return "\n".join(lines)
 
