@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
     splits = {split: read_corpus(corpus, layers, split) for split in ("train", "calibration", "evaluation")}
     complete = completer(index, model_dir, layers)
     began = perf_counter()
-    traces = limit_tokens(splits["train"], shared["train_tokens"])
+    traces = limit_tokens(splits["train"], shared["train_tokens"], shared["seed"])
     trainings = []
     for out, settings in heads.items():
         torch.manual_seed(settings["seed"])
@@ -147,14 +148,17 @@ def write_head(
     write_atomic(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
-def limit_tokens(train: Mapping[str, list[Trace]], budget: int | None) -> list[Trace]:
-    """Traces of all tasks; with a budget the same share of each task's, of about so many generated tokens in all."""
+def limit_tokens(train: Mapping[str, list[Trace]], budget: int | None, seed: int) -> list[Trace]:
+    """Traces of all tasks; with a budget the same share of each task's, of about so many generated tokens in all.
+
+    A budget draws at random: a corpus is sorted by the length of its prompts, so its first traces are its shortest.
+    """
     sizes = {task: sum(trace.answer_tokens for trace in traces) for task, traces in train.items()}
     share = 1.0 if budget is None else min(1.0, budget / sum(sizes.values()))
-    kept = []
+    kept, order = [], random.Random(seed)
     for task in sorted(train):
         taken = 0
-        for trace in train[task]:
+        for trace in train[task] if share == 1.0 else order.sample(train[task], len(train[task])):
             if taken < share * sizes[task]:
                 kept.append(trace)
                 taken += trace.answer_tokens

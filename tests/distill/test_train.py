@@ -16,6 +16,7 @@ from eesd.distill.batches import epoch_batches, make_batch
 from eesd.distill.corpus import generate_corpus, read_corpus
 from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import choose_vocabulary, make_student
+from eesd.distill.record import Trace
 from eesd.distill.train import learning_rate_factor, limit_tokens, loss_name, train_heads
 from eesd.drafting.exit_head import load_exit_head
 from eesd.drafting.medusa import load_medusa_heads
@@ -245,11 +246,18 @@ def test_vocabulary_is_the_most_frequent_tokens(corpus):
 
 def test_a_budget_of_tokens_takes_the_same_share_of_every_task(corpus):
     traces = read_corpus(corpus, [2], "train")["asdiv"]
-    kept = limit_tokens({"a": traces, "b": traces[:6]}, 90)
+    kept = limit_tokens({"a": traces, "b": traces[:6]}, 90, seed=0)
     sizes = [len(t.teacher_ids) for t in kept]
     assert 90 <= sum(sizes) < 90 + 2 * max(sizes)
-    assert len(limit_tokens({"a": traces}, None)) == len(traces)
+    assert limit_tokens({"a": traces}, None, seed=0) == traces
     assert loss_name({"soft": 1.0, "tv": 0.5, "hard": 0.0}) == "soft + 0.5 tv"
+
+
+def test_a_budget_of_tokens_draws_prompts_of_every_length():
+    traces = [Trace(length, torch.zeros(length + 10)) for length in range(1, 201)]
+    drawn = [[t.prompt_tokens for t in limit_tokens({"a": traces}, 500, seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 50 and 80 < sum(drawn[0]) / 50 < 120
 
 
 def test_every_trace_is_seen_once_an_epoch(corpus):
