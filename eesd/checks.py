@@ -52,6 +52,9 @@ def check_names(config: Config) -> None:
     check_known("model", config["run"]["models"], config["models"], "run.models")
     check_known("group", config["run"]["groups"], config["groups"], "run.groups")
     check_known("group", config["run"]["views"], config["groups"], "run.views")
+    for name in config["run"]["views"]:
+        if config["groups"][name]["temperature"]:
+            raise _mistake("run.views", f"group '{name}' samples, but views follow greedy decodes. Remove it.")
     for name in config["replays"]:
         _check_replay(config, name)
     check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
@@ -230,6 +233,7 @@ def _check_priced(config: Config) -> None:
     for name in config["run"]["replays"]:
         if MEASURED in (config["replays"][name]["costs"] or [MEASURED]):
             readers.append((f"replays.{name}", config["replays"][name]["heads"]))
+        readers.append((f"replays.{name}, predicted", predicted_heads(config, name)))
         for table in config["replays"][name]["costs"] or []:
             _check_costs(config, table, f"replays.{name}", config["replays"][name]["heads"])
     measured = config["hardware"]["exit_layer"]
@@ -242,6 +246,17 @@ def _check_priced(config: Config) -> None:
                     f"head '{head}' exits at layer {layer}, but the cost table is measured for {measured} "
                     "(hardware.exit_layer). Set that, or name `costs` of this layer.",
                 )
+
+
+def predicted_heads(config: Config, replay: str) -> list[str]:
+    """Heads whose chains a group that runs decodes and this replay follows: their speed is predicted."""
+    followed = config["replays"][replay]
+    if followed["group"] not in config["run"]["groups"]:
+        return []
+    methods = [config["methods"][method] for method in config["groups"][followed["group"]]["methods"]]
+    return [
+        m["head"] for m in methods if m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed["heads"]
+    ]
 
 
 def published_costs(name: str) -> Path | None:

@@ -26,6 +26,7 @@ from eesd.checks import (
     check_names,
     controller_settings,
     plain,
+    predicted_heads,
     published_costs,
     tree_uses_costs,
 )
@@ -331,15 +332,8 @@ def group_rows(config: Config, model: str, group: str) -> list[str]:
 
 def predicted_groups(config: Config) -> list[str]:
     """Groups that run and have chains of a head by which a replay that runs follows them: their speed is predicted."""
-    followed: dict[str, set[str]] = {}
-    for replay in map(config["replays"].get, config["run"]["replays"]):
-        followed.setdefault(replay["group"], set()).update(replay["heads"])
-    found = []
-    for group in config["run"]["groups"]:
-        methods = map(config["methods"].get, config["groups"][group]["methods"])
-        if any(m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed.get(group, ()) for m in methods):
-            found.append(group)
-    return found
+    predicted = {config["replays"][name]["group"] for name in config["run"]["replays"] if predicted_heads(config, name)}
+    return [group for group in config["run"]["groups"] if group in predicted]
 
 
 def prediction_traces(config: Config, model: str, group: str) -> list[str]:

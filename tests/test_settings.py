@@ -351,15 +351,6 @@ def test_assistants_are_models_of_the_configuration(tmp_path: Path):
     assert method_files(config, MODEL, "rivals") == files
 
 
-def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
-    heads = "heads: {deep4: {exit_layer: 6}}\nrun: {groups: [main], replays: [%s]}"
-    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep4' exits at layer 6, but .* measured for 4"):
-        load_config([overlay(tmp_path, heads % "")])
-    with pytest.raises(EesdError, match=r"replays.steps: head 'deep4' exits at layer 6"):
-        load_config([overlay(tmp_path, heads % "steps" + "\nmethods: {eesd_cost: {costs: mine.json}}")])
-    assert load_config([overlay(tmp_path, heads % "steps" + "\nhardware: {exit_layer: 6}")])
-
-
 def test_groups_without_a_chain_to_replay_are_not_predicted(tmp_path: Path):
     run = "run: {groups: [one], replays: [regret]}\nreplays: {regret: {group: one}}"
     text = run + "\ngroups: {one: {methods: [vanilla, %s]}}"

@@ -24,20 +24,22 @@ SIGNS = ("tables/speedup.csv", "studies/*/*/heads.csv")  # a folder of published
 
 
 def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
-    """Replace the folder `out` by these files of a run; EesdError if there are no results, or other things in `out`."""
+    """Replace the folder `out` by these files of a run; EesdError without results, or with other ones in `out`."""
     out = Path(out)
     copies = {}
     for file in map(Path, files):
         for place, below, kinds in PLACES:
             if file.parts[0] == place and file.suffix in kinds:
                 copies[file] = out / below / file.relative_to(place)
-    if not any(copy.relative_to(out).match(sign) for copy in copies.values() for sign in SIGNS):
+    signs = [sign for sign in SIGNS if any(copy.relative_to(out).match(sign) for copy in copies.values())]
+    if not signs:
         raise EesdError(
             f"Neither {' nor '.join(f'results/{sign}' for sign in SIGNS)} among the files. Run `snakemake --cores all` "
             "first, then `snakemake publish`, or `snakemake studies`, then `snakemake publish_studies`."
         )
-    if out.is_dir() and any(out.iterdir()) and not any(any(out.glob(sign)) for sign in SIGNS):
-        raise EesdError(f"{out}: holds something else than published results. Choose another name (`published`).")
+    there = [sign for sign in SIGNS if any(out.glob(sign))]
+    if out.is_dir() and any(out.iterdir()) and (not there or set(there) - set(signs)):
+        raise EesdError(f"{out}: holds something else than what is published now. Choose another name (`published`).")
     shutil.rmtree(out, ignore_errors=True)
     for file, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,9 @@ def _check_agreement(path: Path, task: str, found: Any) -> None:
         if not _is_number(value) or value > 1 + 1e-6:
             raise EesdError(f"{where}: {value!r} is not a share between 0 and 1.")
     for field in ("chain_length", "positions"):
-        if not _is_number(found[field]):
+        # Outputs that are all shorter than a chain have no length to measure.
+        unmeasured = field == "chain_length" and found[field] is None
+        if not unmeasured and not _is_number(found[field]):
             raise EesdError(f"{where}.{field} is {found[field]!r}, expected a number of at least 0.")
 
 

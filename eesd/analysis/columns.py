@@ -163,7 +163,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "position": "drafted token after the last accepted one, from 1",
         "top1_agreement": "share of evaluation positions where head and target agree on the most likely token",
         "expected_acceptance": "mean over evaluation positions of sum over tokens of min(target, head)",
-        "chain_length": "drafted tokens, of 8, that match before the first miss, the mean of all rounds",
+        "chain_length": "drafted tokens, of 8, that match before the first miss, the mean of rounds with 8 to come; "
+        "empty where none has",
         "model": _WHO["model"],
         "positions": "evaluation positions measured as the first of a draft",
         "seed": "seed of the training: order of the sequences",

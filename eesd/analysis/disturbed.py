@@ -1,4 +1,4 @@
-"""Measurements that other processes disturbed: their times look like any others, so every table and figure says so."""
+"""Measurements that other processes disturbed: their times look like any others, so tables of speedup say so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pandas as pd
 from eesd.bench.load import DISTURBED
 
 NOTE = ", machine busy"
+UNKNOWN = ", load not recorded"  # rows from before it was
 
 
 def is_disturbed(table: pd.DataFrame) -> pd.Series:
@@ -15,5 +16,7 @@ def is_disturbed(table: pd.DataFrame) -> pd.Series:
 
 
 def busy_note(part: pd.DataFrame) -> str:
-    """What goes behind the number of prompts of these lines of `speedup.csv`."""
-    return NOTE if is_disturbed(part).any() else ""
+    """What goes behind the number of prompts of these lines of `speedup.csv`; nothing where the machine was quiet."""
+    if is_disturbed(part).any():
+        return NOTE
+    return UNKNOWN if part["crowding"].isna().any() else ""

@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 # against which baselines; a run that is not there is left out.
 RUNS = (
     ("default", "make reproduce", ("main",), ("vanilla", "hf_generate")),
-    ("best", "config/best.yaml", ("best", "rivals"), ("vanilla",)),
+    ("best", "config/best.yaml config/gsm8k.yaml", ("best", "rivals"), ("vanilla",)),
 )
 STUDIES = "studies"
 
@@ -139,8 +139,12 @@ def _study_lines(table: pd.DataFrame, tasks: list[str]) -> list[str]:
         cells = []
         for task in tasks:
             part = own[own["task"] == task]
+            if part.empty:
+                cells.append("")
+                continue
             top1 = points(part.assign(shown=part["top1_agreement"])).iloc[0]
             spread = "" if pd.isna(top1["high"]) else f" ± {top1['high'] - top1['mean']:.3f}"
-            cells.append(f"{top1['mean']:.3f}{spread} ({part['chain_length'].mean():.2f})")
+            chain = part["chain_length"].mean()
+            cells.append(f"{top1['mean']:.3f}{spread}" + ("" if pd.isna(chain) else f" ({chain:.2f})"))
         lines.append(f"| {study} | {setting} | " + " | ".join(cells) + " |")
     return lines

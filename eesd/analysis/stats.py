@@ -98,9 +98,10 @@ def _log_ratio(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % Student-t interval, for few values such as seeds; no ends for a single one."""
+    """Mean and the ends of its 95 % Student-t interval, for few values such as seeds; no ends for a single one, nor
+    a mean for none."""
     found = np.asarray(values, dtype=float)
-    mean = float(found.mean())
+    mean = float(found.mean()) if len(found) else math.nan
     if len(found) < 2:
         return mean, math.nan, math.nan
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1) * stats.sem(found))

@@ -172,14 +172,18 @@ def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
         "ci_low": result.low,
         "ci_high": result.high,
         "speedup_mean_of_ratios": result.mean_of_ratios,
-        "crowding": _crowding(pd.concat((own, base))),
+        "crowding": _crowding(own, base),
     }
 
 
-def _crowding(cell: pd.DataFrame) -> float | None:
-    """Mean over the time of rows; None if some do not have it."""
-    shares = cell["crowding"].astype(float)
-    return None if shares.isna().any() else float((shares * cell["total"]).sum() / cell["total"].sum())
+def _crowding(*methods: pd.DataFrame) -> float | None:
+    """Mean over the time of rows, of the method that has more: it bends the ratio. None if some rows do not have it."""
+    shares = [one["crowding"].astype(float) for one in methods]
+    if any(share.isna().any() for share in shares):
+        return None
+    return max(
+        float((share * one["total"]).sum() / one["total"].sum()) for share, one in zip(shares, methods, strict=True)
+    )
 
 
 def _comparisons(frame: pd.DataFrame) -> dict[str, Records]:

@@ -38,9 +38,11 @@ def summary(table: pd.DataFrame) -> str:
     """What was compared with vanilla, and how it came out; other libraries in a sentence of their own."""
     greedy = table[table["decoding"] == "greedy"]
     peer = greedy["peer"].astype(bool)
-    sentences = [f"{_counts(greedy[~peer])} (divergences.csv)."]
-    if peer.any():
-        sentences.append(f"Other libraries: {_counts(greedy[peer])}.")
+    ours = ("ties within the rounding of their dtype", "different")
+    sentences = [f"{_counts(greedy[~peer], *ours)} (divergences.csv)."]
+    if peer.any():  # how they round is not known here, and nothing of theirs is required
+        theirs = ("part from it where two tokens are closer than our own rounding", "elsewhere")
+        sentences.append(f"Other libraries: {_counts(greedy[peer], *theirs)}.")
     return " ".join(sentences)
 
 
@@ -63,11 +65,11 @@ def check_sampling(table: pd.DataFrame) -> None:
     raise EesdError(f"Sampled outputs do not follow the target's law: {names}. All figures are in sampling.csv.")
 
 
-def _counts(rows: pd.DataFrame) -> str:
+def _counts(rows: pd.DataFrame, ties: str, different: str) -> str:
     counts = {name: int(rows[name].sum()) for name in ("identical", "tie", "different")}
     return (
         f"{sum(counts.values())} greedy outputs compared with vanilla token by token: {counts['identical']} identical, "
-        f"{counts['tie']} ties within the rounding of their dtype, {counts['different']} different"
+        f"{counts['tie']} {ties}, {counts['different']} {different}"
     )
 
 

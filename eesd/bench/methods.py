@@ -7,13 +7,17 @@ generation = method(prompt_ids, seed=0, max_new_tokens=128)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
+from eesd.control import Controller, calibration_of, make_controller, measured_how, read_costs, read_verification
 from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical
@@ -66,6 +70,11 @@ class OwnMethod:
             on_tokens=on_tokens,
         )
 
+    def twin(self) -> OwnMethod:
+        """The same method whose controllers are copies: they know what these know now, and learn by themselves."""
+        lookup = self.lookup and replace(self.lookup, controller=deepcopy(self.lookup.controller))
+        return replace(self, controller=deepcopy(self.controller), lookup=lookup)
+
 
 def build_method(
     name: str,
@@ -86,7 +95,8 @@ def build_method(
             raise EesdError(f"Method '{name}' has a drafter but no controller. Add `controller: {{name: ...}}`.")
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
-        equip(name, controller, settings, drafter)
+        how = measured_how(str(target.dtype)[6:], target.device.type, torch.get_num_threads())
+        equip(name, controller, settings, drafter, how)
         branching = make_branching(settings, controller, drafter)
         if settings.get("lookup"):
             first = DRAFTERS["lookup"].build(settings["lookup"], target, model_dir)
@@ -94,8 +104,11 @@ def build_method(
     return OwnMethod(target, drafter, controller, branching, lookup, sampling, eos, cache)
 
 
-def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter) -> None:
-    """Hand a controller what it needs of its head's card and of the cost table that the settings name."""
+def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter, how: str) -> None:
+    """Hand a controller what it needs of its head's card and of the cost table that the settings name.
+
+    how: data type and threads of this run (`measured_how`); a table of others weighs the wrong costs, which is said.
+    """
     calibration = costs = None
     if controller.uses_calibration:
         if drafter.card is None:
@@ -106,6 +119,8 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
         calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
         costs = read_costs(settings["costs"], drafter.exit_layer, head_context(drafter))
+        if costs.how != how:
+            print(f"{name}: costs of {costs.how} ({settings['costs']}) decide in a run of {how}.", file=sys.stderr)
     controller.equip(calibration, costs)
 
 

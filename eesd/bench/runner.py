@@ -21,7 +21,7 @@ import torch
 from eesd.bench import facts
 from eesd.bench.compare import Comparison, Judge
 from eesd.bench.load import DISTURBED, Crowding
-from eesd.bench.methods import Method, build_method, is_lossy, method_identity, tree_room
+from eesd.bench.methods import Method, OwnMethod, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
 from eesd.decoding.generate import Generation, Round
 from eesd.decoding.sampling import Sampling
@@ -129,7 +129,9 @@ class Bench:
         """Run every method a few tokens far, so that no unit pays for first calls."""
         for _ in range(self.settings["warmup"]):
             for method in self.methods.values():
-                method(self.prompts[0].tokens, seed=0, max_new_tokens=WARMUP_TOKENS)
+                # A twin learns instead: what a controller that never forgets meets first is the first unit.
+                warmed = method.twin() if isinstance(method, OwnMethod) else method
+                warmed(self.prompts[0].tokens, seed=0, max_new_tokens=WARMUP_TOKENS)
 
     def run_unit(self, prompt: Prompt, repeat: int) -> list[Row]:
         """All methods on one prompt, in an order drawn from (item, repeat); rows in that order."""

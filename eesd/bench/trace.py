@@ -2,7 +2,7 @@
 
     python -m eesd trace --model resources/models/smollm2-135m --rows results/bench/smollm2-135m/asdiv/main.jsonl \
         --settings '{"drafter": "exit_head", "head_path": ..., "k_max": 15, ...}' \
-        --out results/traces/smollm2-135m/asdiv/deep4.safetensors
+        --out results/traces/smollm2-135m/asdiv/main/deep4.safetensors
 
 Chains go through the `Chain` of live decoding, so tokens and signals are those that a controller meets there. Finished
 items lie in `<out>.work/` until the last one: an interrupted run goes on.

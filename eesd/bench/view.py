@@ -126,9 +126,11 @@ def _record(bench: Bench, prompt: Prompt, name: str) -> dict[str, Any]:
     """The row of one prompt and method."""
     method: OwnMethod = bench.methods[name]
     new = bench.settings["max_new_tokens"]
+    # Of the second decode: with what the controllers know before the first one teaches them.
+    again = method.twin()
     marks: list[float] = []
     timed = method(prompt.tokens, seed=0, max_new_tokens=new, on_tokens=lambda *_: marks.append(perf_counter()))
-    drafts = _watch(method, prompt.tokens, timed, new) if method.drafter else [([], 0)] * len(timed.rounds)
+    drafts = _watch(again, prompt.tokens, timed, new) if method.drafter else [([], 0)] * len(timed.rounds)
     if drafts is None:
         raise EesdError(f"{prompt.item.id}, {name}: the two decodes differ, so what was seen is not what was timed.")
     rounds = list(_rounds(bench.tokenizer, prompt.tokens, timed, drafts, marks))

@@ -16,6 +16,7 @@ from eesd.control.calibration import Calibration
 from eesd.control.costs import Costs, CostTable
 from eesd.decoding.sampling import Sampling
 from eesd.drafting import Drafter
+from eesd.drafting.assistant import AssistantDrafter
 from eesd.drafting.early_exit import EarlyExitDrafter
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.drafting.lookup import LookupDrafter
@@ -77,6 +78,14 @@ def _medusa(target: Transformer) -> MedusaDrafter:
     return MedusaDrafter(heads.to(target.dtype).requires_grad_(False).eval())
 
 
+def _assistant(target: Transformer) -> AssistantDrafter:
+    torch.manual_seed(3)
+    other = toy_target(target.config.vocab_size, target.dtype, "none")
+    for weight in other.parameters():
+        weight += 0.2 * torch.randn_like(weight)
+    return AssistantDrafter(other, target)
+
+
 TOY_DRAFTERS: dict[str, Callable[[Transformer], Drafter]] = {
     "exit_head": lambda target: _exit_head(target, deep=False),
     "exit_head_deep": lambda target: _exit_head(target, deep=True),
@@ -84,6 +93,7 @@ TOY_DRAFTERS: dict[str, Callable[[Transformer], Drafter]] = {
     "medusa": _medusa,
     "self_sd": lambda target: SelfSDDrafter(target, Skips(attention=(1,))),
     "lookup": lambda target: LookupDrafter(2),
+    "assistant": _assistant,
 }
 
 

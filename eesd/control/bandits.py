@@ -16,7 +16,7 @@ from eesd.errors import EesdError
 
 @dataclass
 class LengthBandit(Learner):
-    """Draft the chosen length; then learn from the round's tokens Y = accepted + 1 and choose the next one."""
+    """Draft up to the chosen length; then learn from the round's tokens Y = accepted + 1 and choose the next one."""
 
     uses_signal: ClassVar[bool] = False
     k_max: int = 8
@@ -30,11 +30,14 @@ class LengthBandit(Learner):
         """Go on until the chosen length."""
         return signal.position < self.length
 
-    def update(self, drafted: int, accepted: int) -> None:
-        """Learn, unless the end of the output cut the draft short of what was played."""
-        if drafted == self.length:
-            self.learn(self.length, accepted + 1)
-            self.length = self.choose()
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
+        """Learn, unless nothing was drafted or the end of the output cut the draft short of what was played."""
+        if drafted == 0 or (drafted < self.length and stop == "length"):
+            return
+        # Where the drafter ends sooner, that is what the length played is worth with it, and counts as its own: counted
+        # as the shorter one, UCB would for ever owe the length its first round, and EXP3's loss / p_i would be biased.
+        self.learn(self.length, accepted + 1)
+        self.length = self.choose()
 
     @abstractmethod
     def choose(self) -> int:
@@ -42,7 +45,7 @@ class LengthBandit(Learner):
 
     @abstractmethod
     def learn(self, length: int, tokens: int) -> None:
-        """`tokens` came of a draft of this length."""
+        """`tokens` came of a draft of up to this length."""
 
 
 @CONTROLLERS.register("ucb")

@@ -84,8 +84,8 @@ class Controller(ABC):
         """False to draft nothing in this round, which makes it a vanilla step."""
         return True
 
-    def update(self, drafted: int, accepted: int) -> None:
-        """Learn from a verified round: `accepted` of `drafted` tokens matched."""
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
+        """Learn from a verified round: `accepted` of `drafted` tokens matched. stop: why drafting ended, as in rows."""
 
 
 @dataclass

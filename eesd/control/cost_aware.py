@@ -29,8 +29,9 @@ class CostTS(CaliTS):
     one, or at the start of drafts, and m is the rate over all of them, shrunk to 1/2 while they are few: after a bad
     start it must not stop drafting, and so learning. It may draft nothing at all.
 
-    kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1) of past rounds in rho, the running tokens
-    over the running seconds, which start as a vanilla token. context: tokens in the cache at which costs are read.
+    kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1] of past rounds in rho, the running tokens
+    over the running seconds, which start as a vanilla token; with 1 they stay there, and rho is vanilla's speed for
+    good. context: tokens in the cache at which costs are read.
     """
 
     uses_costs: ClassVar[bool] = True
@@ -81,14 +82,14 @@ class CostTS(CaliTS):
         self.product = (1.0 if signal.position == 1 else self.product) * self.draw(signal)
         return self.worth(signal.position, self.product)
 
-    def update(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Learn acceptance as Cali-TS does, and the speed from the modelled time of the round."""
         before = [self.bins, *self.round_bins]
         for after in before[:accepted]:
             self.next_hits[after] += 1
         if accepted < drafted:
             self.next_misses[before[accepted]] += 1
-        super().update(drafted, accepted)
+        super().update(drafted, accepted, stop)
         self.hits += accepted
         self.misses += accepted < drafted
         self.tokens = self.memory * self.tokens + (1 - self.memory) * (accepted + 1)

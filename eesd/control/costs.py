@@ -91,13 +91,15 @@ class Costs:
 class CostTable:
     """Costs at increasing context lengths (tokens), linear between them and constant beyond.
 
-    decisions_s: seconds of one decision by the name of the controller; others are free.
+    decisions_s: seconds of one decision by the name of the controller; others are free. how: data type and threads that
+    it was measured with, in words.
     """
 
     hardware: str
     contexts: tuple[int, ...]
     costs: tuple[Costs, ...]
     decisions_s: Mapping[str, float] = field(default_factory=dict)
+    how: str = ""
 
     def at(self, context: float) -> Costs:
         """Costs with `context` tokens in the cache."""
@@ -137,7 +139,7 @@ def read_costs(
         )
     contexts = tuple(sorted({at for _, _, at in found.seconds}))
     costs = tuple(_costs(found.seconds, at, path, again=context == VERIFIED) for at in contexts)
-    return CostTable(found.hardware, contexts, costs, found.decisions_s)
+    return CostTable(found.hardware, contexts, costs, found.decisions_s, found.how)
 
 
 def read_verification(path: Path | str, context: int) -> tuple[float, tuple[float, ...]]:
@@ -157,6 +159,12 @@ class _Measured(NamedTuple):
     exit_layer: int
     seconds: dict[tuple[str, int, int], float]
     decisions_s: dict[str, float]
+    how: str
+
+
+def measured_how(dtype: str, device: str, threads: int) -> str:
+    """What times of a machine depend on besides it, in words; threads only where they compute."""
+    return dtype if device == "cuda" else f"{dtype} with {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _read(path: Path | str) -> _Measured:
@@ -165,6 +173,7 @@ def _read(path: Path | str) -> _Measured:
         seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
         hardware = f"{found['model']}, {found['dtype']}, {found['device']}"
         exit_layer, decisions = found["exit_layer"], dict(found.get("decisions_s", {}))
+        how = measured_how(found["dtype"], found["engine"].split("-")[0], found["threads"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
     bad = [key for key, value in seconds.items() if not isinstance(value, int | float) or not 0 < value < math.inf]
@@ -173,7 +182,7 @@ def _read(path: Path | str) -> _Measured:
         raise EesdError(f"{path}: {path_name} of {query} tokens at context {context} has no time above zero.")
     if not seconds:
         raise EesdError(f"{path}: an empty cost table. Measure again with `eesd hardware`.")
-    return _Measured(found["model"], hardware, exit_layer, seconds, decisions)
+    return _Measured(found["model"], hardware, exit_layer, seconds, decisions, how)
 
 
 def _cost(

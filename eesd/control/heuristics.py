@@ -39,7 +39,7 @@ class HFHeuristic(Learner):
         """Go on until K tokens are drafted."""
         return signal.position < self.length
 
-    def update(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Two more after a full success, one fewer after any other round that drafted."""
         if drafted:
             self.length = min(self.length + 2, self.k_max) if accepted == drafted else max(1, self.length - 1)
@@ -107,7 +107,7 @@ class AdaptiveThreshold(Learner):
         """True when the round does not ask for a lower threshold."""
         return drafted == self.k_max
 
-    def update(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Move the threshold; a round without a draft says nothing."""
         if not drafted:
             return

@@ -55,7 +55,7 @@ class BetaTS(Learner):
         theta = self.random.betavariate(self.prior[0] + self.successes_seen, self.prior[1] + self.failures_seen)
         return self.random.random() < theta
 
-    def update(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Add the round's successes and failures to the discounted past."""
         missed = drafted - accepted
         self.successes_seen = self.forget * self.successes_seen + accepted
@@ -103,7 +103,7 @@ class CaliTS(Learner):
             self.kappa * c + self.accepted_seen[part], self.kappa * (1 - c) + self.rejected_seen[part]
         )
 
-    def update(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Count the accepted tokens and the first rejected one; a token at the cap was shown to nobody."""
         for part in self.round_bins[:accepted]:
             self.accepted_seen[part] += 1

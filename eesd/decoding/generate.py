@@ -119,11 +119,12 @@ def generate(
         for one in sources:
             one.drafter.accept(verified if one is source else replace(verified, own=False))
         clock.lap("verify")
+        stop = draft.stop or "drafter"
         if asked:
-            asked.update(draft.depth, verified.accepted)
+            asked.update(draft.depth, verified.accepted, stop)
         clock.lap("control")
         looked_up = source is not None and source is lookup
-        rounds.append(Round(len(verified.drafted), verified.accepted, draft.stop or "drafter", looked_up))
+        rounds.append(Round(len(verified.drafted), verified.accepted, stop, looked_up))
         output.add([*verified.drafted[: verified.accepted], verified.token], verified.accepted)
         if on_tokens:
             clock.skip()

@@ -29,7 +29,7 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
 
     top1 and expected_acceptance (sum_x min(p, q)) by draft position, of at most 6, over `positions` first drafted
     tokens; chain_length: drafted tokens, of at most 8, that match before the first miss, over rounds with 8 tokens to
-    come.
+    come, None if there is no such round.
     """
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
@@ -54,7 +54,7 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
     return {
         "top1": [hit / count for hit, count in zip(hits, counts, strict=True) if count],
         "expected_acceptance": [part / count for part, count in zip(overlaps, counts, strict=True) if count],
-        "chain_length": chains / max(1, rounds),
+        "chain_length": chains / rounds if rounds else None,
         "positions": counts[0],
     }
 

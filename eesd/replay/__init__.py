@@ -3,7 +3,7 @@
     trace.py      what would be drafted at every position of greedy outputs, as `eesd trace` records it
     loop.py       the rounds that a controller makes of a trace
     oracle.py     the least possible time
-    table.py      rounds and a cost table -> results/tables/replay.csv
+    table.py      rounds and a cost table -> results/replay/{model}/{replay}/replay.csv
 
 In greedy decoding the output does not depend on the controller, and what is drafted depends on the accepted prefix
 alone; so a trace holds all that any controller of chains can meet.

@@ -78,7 +78,7 @@ def replay_item(controller: Controller, item: TracedItem, shift: int = 0, lookup
                     drafted, stop = i + 1, "controller"
                     break
         accepted = min(drafted, matches[t])
-        rule.update(drafted, accepted)
+        rule.update(drafted, accepted, stop)
         rounds.append((drafted, accepted, stop, LOOKED_UP) if looked_up else (drafted, accepted, stop))
         t += accepted + 1
     return rounds

@@ -75,7 +75,8 @@ def _lines(
         if controller.k_max > trace.facts.k_max:
             raise EesdError(f"{settings['name']} may draft {controller.k_max} tokens: record a longer trace.")
         label = ", ".join([settings["name"], *(f"{key} = {value}" for key, value in settings.items() if key != "name")])
-        yield label, _placed(replay_item(controller, item, 0, first))
+        # A lookup of its own: no line depends on what the controller of another one's lookup has learnt.
+        yield label, _placed(replay_item(controller, item, 0, Lookup.of(lookup)))
 
 
 def _placed(rounds: Rounds) -> list[dict[str, int]]:

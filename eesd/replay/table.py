@@ -1,7 +1,7 @@
 """replay.csv: every controller setting on every trace, timed with every cost table, beside the oracle.
 
-    python -m eesd replay results/traces/smollm2-135m/asdiv/deep4.safetensors \
-        --costs resources/hardware/smollm2-135m.json --out results/tables/replay.csv \
+    python -m eesd replay results/traces/smollm2-135m/asdiv/main/deep4.safetensors \
+        --costs resources/hardware/smollm2-135m.json --out results/replay/smollm2-135m/regret/replay.csv \
         --settings '{"controllers": [{"name": "static", "grid": {"k": [1, 2, 4, 8]}}, {"name": "beta_ts"}], "seeds": 3}'
 
 `grid` lists values of settings, and all their combinations are replayed. `lookup`, as in a method, puts prompt lookup
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -67,7 +68,9 @@ def _first_of_each(costs: Sequence[Path]) -> list[Path]:
     """The cost tables without those of a model and machine that an earlier one is of: measured here and published."""
     found: dict[str, Path] = {}
     for path in costs:
-        found.setdefault(read_costs(path).hardware, path)
+        hardware = read_costs(path).hardware
+        if found.setdefault(hardware, path) != path:
+            print(f"{path}: left out, {found[hardware]} is of {hardware} too.", file=sys.stderr)
     return list(found.values())
 
 
@@ -150,6 +153,11 @@ def _record(
     rounds = [one for made in replays for item in made for one in item]
     drafted, accepted = sum(one[0] for one in rounds), sum(one[1] for one in rounds)
     facts = trace.facts
+    if not rounds:
+        raise EesdError(
+            f"Trace of {facts.model}, {facts.task}: no output has more than one token, so there is nothing to replay. "
+            "Take other prompts, or a larger max_new_tokens."
+        )
     return {
         "model": facts.model,
         "task": facts.task,

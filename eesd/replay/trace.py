@@ -1,9 +1,9 @@
 """Trace files: at every position of greedy outputs, the chain that would be drafted, its signals and its match length.
 
-    trace = read_trace("results/traces/smollm2-135m/asdiv/deep4.safetensors")
+    trace = read_trace("results/traces/smollm2-135m/asdiv/main/deep4.safetensors")
     trace.items[0].match[5]      # of the chain drafted after output token 5, this many tokens are right
 
-One safetensors file for each (model, task, drafter): arrays of all items end to end, facts in its metadata.
+One safetensors file for each (model, task, group, drafter): arrays of all items end to end, facts in its metadata.
 """
 
 from __future__ import annotations

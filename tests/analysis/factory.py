@@ -36,6 +36,7 @@ def make_row(method: str = "vanilla", item: str = "asdiv-1", **changes: Any) -> 
         "device_name": "Toy CPU",
         "engine": "torch",
         "threads": 2,
+        "crowding": 0.0,
         "settings": {},
         "settings_hash": f"hash-{method}",
         "prompt_tokens": [1, 2, 3],

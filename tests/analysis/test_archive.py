@@ -57,6 +57,12 @@ def test_what_is_no_published_run_is_not_replaced(tmp_path: Path):
     with pytest.raises(EesdError, match="holds something else"):
         archive(tmp_path / "heads", ["results/tables/speedup.csv"])
     assert (tmp_path / "heads/m/deep4").is_dir()
+    archived = tmp_path / "default/tables/speedup.csv"
+    archived.parent.mkdir(parents=True)
+    archived.touch()
+    with pytest.raises(EesdError, match="holds something else"):
+        archive(tmp_path / "default", ["results/studies/m/init/heads.csv"])
+    assert archived.is_file()
 
 
 def drawn_from(svg: Path) -> tuple[str, Path]:

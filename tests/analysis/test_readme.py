@@ -50,7 +50,7 @@ def test_every_published_run_is_shown(published: Path) -> None:
     block = results_block(published)
     assert [line for line in block.splitlines() if line.startswith("## ")] == [
         "## Results of `make reproduce`",
-        "## Results of `config/best.yaml`",
+        "## Results of `config/best.yaml config/gsm8k.yaml`",
     ]
     assert "### toy, best: against vanilla" in block
 

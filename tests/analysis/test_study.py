@@ -46,7 +46,7 @@ def test_interval_over_seeds_by_hand() -> None:
     assert high - mean == pytest.approx(4.302653 / math.sqrt(3))
     assert low + high == pytest.approx(2 * mean)
     assert mean_interval([1.0])[0] == 1.0
-    assert all(math.isnan(end) for end in mean_interval([1.0])[1:])
+    assert all(math.isnan(end) for end in (*mean_interval([1.0])[1:], *mean_interval([])))
 
 
 def test_figure_names_study_values_tasks_and_seeds(tmp_path: Path) -> None:
@@ -56,6 +56,31 @@ def test_figure_names_study_values_tasks_and_seeds(tmp_path: Path) -> None:
     text = svg("study", write_study(tmp_path / "two", "train_tokens", [500, 5000, 50087]))
     for words in ("1 seed: no interval", "training tokens", "500", "5k", "50k"):
         assert words in text
+
+
+@pytest.mark.parametrize("key", ["init", "train_tokens"])
+@pytest.mark.parametrize("without", [["xsum"], ["asdiv", "xsum"]])
+def test_chain_lengths_that_were_not_measured_are_said_to_be_missing(
+    tmp_path: Path, key: str, without: list[str]
+) -> None:
+    folder = write_study(tmp_path, key, [1000, 2000], seeds=2)
+    table = pd.read_csv(folder / "heads.csv")
+    table.loc[table["task"].isin(without), "chain_length"] = math.nan
+    write_csv(table, folder / "heads.csv")
+    text = svg("study", folder)
+    assert text.count("<!-- not measured -->") == len(without) and "nan" not in text
+    text = svg("heads_by_position", folder)
+    assert text.count(": not measured -->") == len(without) * table["head"].nunique() and "nan" not in text
+
+
+@pytest.mark.filterwarnings("error")  # numpy's, of means of nothing
+def test_one_missing_value_among_others_is_a_line_without_a_point(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, "init", ["last", "same"])
+    table = pd.read_csv(folder / "heads.csv")
+    table.loc[(table["task"] == "xsum") & (table["init"] == "last"), "chain_length"] = math.nan
+    write_csv(table, folder / "heads.csv")
+    text = svg("study", folder)
+    assert "not measured" not in text and "nan" not in text
 
 
 def test_logarithmic_axis_for_tokens_and_rows_alone(tmp_path: Path) -> None:

@@ -13,23 +13,27 @@ from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
 from tests.toys import exit_drafter, medusa_drafter, tiny_target
 
+HOW = "float32 with 2 threads"
 TREE = {"nodes": 6, "width": 2, "acceptance": "exact", "epsilon": 0.09, "delta": 0.3}
 
 
-def test_controllers_get_calibration_and_costs_or_say_what_is_missing(tmp_path: Path):
+def test_controllers_get_calibration_and_costs_or_say_what_is_missing(tmp_path: Path, capsys):
     settings = {"controller": {"name": "cost_ts"}, "head_path": str(tmp_path), "costs": str(tmp_path / "costs.json")}
     controller, drafter = make_controller(settings["controller"]), exit_drafter(tiny_target(num_layers=5), exit_layer=4)
     with pytest.raises(EesdError, match="'x': controller cost_ts needs the calibration of a trained head"):
-        equip("x", controller, settings, drafter)
+        equip("x", controller, settings, drafter, HOW)
     drafter.card = {"calibration": {"x": [0.0, 1.0], "y": [0.1, 0.9]}}
     with pytest.raises(EesdError, match="not a cost table"):
-        equip("x", controller, settings, drafter)
+        equip("x", controller, settings, drafter, HOW)
     assert method_identity(settings)["costs_sha256"] is None
     write_costs(tmp_path / "costs.json")
-    equip("x", controller, settings, drafter)
+    equip("x", controller, settings, drafter, HOW)
     assert controller.calibration(1.0) == pytest.approx(0.9)
     assert controller.seconds[1] == pytest.approx(0.002 + 0.001 + 0.010)
     assert len(method_identity(settings)["costs_sha256"]) == 64
+    assert not capsys.readouterr().err
+    equip("x", controller, settings, drafter, "float32 with 4 threads")
+    assert "x: costs of float32 with 2 threads" in capsys.readouterr().err
 
 
 def test_trees_of_an_exit_head_are_as_configured():

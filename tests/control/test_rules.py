@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -89,6 +90,38 @@ def test_ucb_plays_every_length_once_then_the_highest_bound():
     assert controller.length == 1
     controller.update(0, 0)  # the end of the output cut the draft: nothing learnt
     assert controller.played == [1, 1, 1]
+
+
+def ended_by_the_drafter(name: str, longest: int, rounds: int) -> tuple[Controller, list[int]]:
+    """A bandit with a drafter that never drafts more than `longest` tokens, all right; and the lengths it played."""
+    controller, played = made(name, k_max=8), []
+    for _ in range(rounds):
+        played.append(controller.length)
+        drafted = min(controller.length, longest)
+        controller.update(drafted, drafted, "drafter" if drafted < controller.length else "controller")
+    return controller, played
+
+
+def test_bandits_learn_what_a_length_is_worth_where_the_drafter_ends_sooner():
+    controller, played = ended_by_the_drafter("ucb", longest=4, rounds=8)
+    assert played == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert controller.total == [2, 3, 4, 5, 5, 5, 5, 5]
+    controller, played = ended_by_the_drafter("exp3", longest=4, rounds=60)
+    assert len(set(played)) == 8
+    # The loss belongs to the length that was drawn, which it is weighted by the probability of.
+    assert {length for length, loss in enumerate(controller.losses, 1) if loss} == set(played)
+
+
+@pytest.mark.parametrize("name", ["ucb", "exp3"])
+def test_bandits_learn_nothing_of_lengths_from_the_end_of_the_output_or_an_empty_draft(name):
+    controller = made(name)
+    controller.length = 5
+    before = {key: copy.copy(value) for key, value in vars(controller).items() if key != "random"}
+    for drafted, stop in ((3, "length"), (0, "none"), (0, "drafter")):
+        controller.update(drafted, drafted, stop)
+        assert {key: value for key, value in vars(controller).items() if key != "random"} == before
+    controller.update(5, 1, "length")  # room for just what was played
+    assert vars(controller) != before
 
 
 def test_exp3_by_hand():

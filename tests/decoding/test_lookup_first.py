@@ -101,12 +101,12 @@ def test_each_controller_learns_from_its_own_rounds():
     target, told = target_of_few_tokens(), {True: [], False: []}
     first, own = lookup(3, 3), make_controller({"name": "static", "k": 3})
     for looked_up, controller in ((True, first.controller), (False, own)):
-        controller.update = lambda *counts, into=told[looked_up]: into.append(counts)
+        controller.update = lambda *learnt, into=told[looked_up]: into.append(learnt)
     found = generate(
         target, PROMPT, drafter=DRAFTERS["deep"](target), controller=own, lookup=first, max_new_tokens=LENGTH
     )
-    for looked_up, counts in told.items():
-        assert counts == [(one.drafted, one.accepted) for one in found.rounds if one.looked_up == looked_up]
+    for looked_up, learnt in told.items():
+        assert learnt == [(r.drafted, r.accepted, r.stop) for r in found.rounds if r.looked_up == looked_up]
 
 
 @pytest.mark.parametrize("first", [Source(EarlyExitDrafter(2), None), Source(LookupDrafter(2), None, Branching(5, 2))])

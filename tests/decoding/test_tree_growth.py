@@ -77,7 +77,7 @@ def test_the_controller_is_asked_once_a_level_about_its_best_node():
 
 def test_controllers_learn_levels_not_nodes():
     target, controller, told = tiny_target(), static(3), []
-    controller.update = lambda drafted, accepted: told.append((drafted, accepted))
+    controller.update = lambda *learnt: told.append(learnt)
     found = generate(
         target,
         PROMPT,
@@ -87,8 +87,8 @@ def test_controllers_learn_levels_not_nodes():
         max_new_tokens=30,
     )
     assert {r.drafted for r in found.rounds[:-3]} == {9}
-    assert max(drafted for drafted, _ in told) <= 3
-    assert [accepted for _, accepted in told] == [r.accepted for r in found.rounds]
+    assert max(drafted for drafted, *_ in told) <= 3
+    assert [learnt[1:] for learnt in told] == [(r.accepted, r.stop) for r in found.rounds]
 
 
 # ---- typical acceptance ---------------------------------------------------------------------------------------------

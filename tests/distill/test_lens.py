@@ -83,6 +83,12 @@ def test_evaluation_counts_chains_up_to_the_first_miss(target, traces, right_for
     assert (len(scores), int(agreed.sum())) == (drafted, sum(n - s for n in lengths for s in range(min(right_for, 6))))
 
 
+def test_answers_shorter_than_a_chain_have_no_chain_length(target):
+    short = record_batch(target, [[3, 1, 4]] * 2, [2, 4], CHAIN - 1, [0.0], set(), 0)
+    found = evaluate(Prophet(target, CHAIN), short)
+    assert found["top1"][0] == 1.0 and found["chain_length"] is None
+
+
 def test_calibration_error_by_hand():
     predicted, agreed = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
     assert [b["tokens"] for b in reliability(predicted, agreed)] == [2, 2]

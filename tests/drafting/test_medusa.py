@@ -13,6 +13,7 @@ from eesd.bench.trace import record_chains
 from eesd.control import make_controller
 from eesd.decoding.generate import generate
 from eesd.decoding.sampling import Sampling
+from eesd.decoding.tree import Branching
 from eesd.drafting import DRAFTERS, Drafter
 from eesd.drafting.medusa import MedusaDrafter, load_medusa_heads
 from eesd.errors import EesdError
@@ -49,6 +50,15 @@ def test_a_draft_ends_after_the_last_head():
     target = tiny_target()
     found = generate(target, PROMPT, drafter=medusa_drafter(target, heads=2), controller=static(5), max_new_tokens=12)
     assert {(r.drafted, r.stop) for r in found.rounds[:-3]} == {(2, "drafter")}
+
+
+@pytest.mark.parametrize("branching", [None, Branching(3, 2)])
+def test_a_bandit_plays_lengths_beyond_the_heads_and_goes_on(branching):
+    target, controller = tiny_target(), make_controller({"name": "ucb", "k_max": 6})
+    drafter = medusa_drafter(target, heads=2)
+    made = generate(target, PROMPT, drafter=drafter, controller=controller, branching=branching, max_new_tokens=60)
+    assert {"drafter", "nodes"} & {one.stop for one in made.rounds}
+    assert min(controller.played) >= 1
 
 
 def test_every_round_reads_the_state_that_predicted_its_pending_token():

@@ -26,6 +26,8 @@ SETTINGS = [
     {"name": "static", "k": 6},
     {"name": "beta_ts", "reset_on": "never", "k_max": 5, "prior": [4, 1]},
     {"name": "cost_ts", "reset_on": "never", "k_max": 4, "memory": 0.5},
+    {"name": "ucb", "reset_on": "never", "k_max": 5},
+    {"name": "exp3", "reset_on": "never", "k_max": 5},
     {"name": "confidence", "tau": 0.9, "k_max": 6},
 ]
 

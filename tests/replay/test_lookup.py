@@ -165,6 +165,21 @@ def test_strips_with_lookup(live, tmp_path: Path):
     assert (table.loc[table["label"] == "static, k = 2", "drafted"] > 2).any()
 
 
+def test_no_strip_depends_on_the_strip_above(live, tmp_path: Path):
+    """Although the lookup's controller never forgets: the same controller twice makes the same rounds twice."""
+    write_trace(live[-1], tmp_path / "trace.safetensors")
+    rule = {"name": "hf_heuristic", "k": 1, "k_max": K, "reset_on": "never"}
+    settings = {
+        "controllers": [{"name": "static", "k": 2}, {"name": "hf_heuristic", "k": 2, "k_max": 2}] * 2,
+        "seeds": 1,
+        "lookup": {**LOOKUP, "controller": rule},
+    }
+    table = write_strips_table([tmp_path / "trace.safetensors"], priced(tmp_path), settings, tmp_path / "strips.csv")
+    for _, own in table[~table["label"].isin(["match", "oracle"])].groupby("label"):
+        rounds = own[["position", "drafted", "accepted"]].to_numpy().tolist()
+        assert rounds[: len(rounds) // 2] == rounds[len(rounds) // 2 :]
+
+
 def test_a_copy_that_may_be_longer_than_the_trace_is_refused(live):
     lookup = Lookup.of({**LOOKUP, "controller": {"name": "static", "k": K + 1}})
     with pytest.raises(EesdError, match=f"may draft {K + 1} tokens"):

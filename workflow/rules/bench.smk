@@ -14,7 +14,7 @@ rule bench_group:
         others=lambda wildcards: settings.method_files(config, wildcards.model, wildcards.group),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts")],
+            *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts", "load")],
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",
@@ -43,7 +43,8 @@ rule measure_hardware:
         model="resources/models/{model}",
         modules=modules(
             *[f"eesd/bench/{name}.py" for name in ("hardware", "rounds")],
-            "eesd/control",
+            # Not every controller: what one decides in microseconds is no reason to measure all costs again.
+            *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs", "static")],
             "eesd/decoding",
             "eesd/drafting/exit_head.py",
             "eesd/models",

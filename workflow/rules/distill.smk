@@ -55,7 +55,8 @@ rule train_head:
         model="resources/models/{model}",
         corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
         modules=modules(
-            "eesd/distill",
+            *[f"eesd/distill/{name}.py" for name in ("batches", "calibrate", "checkpoint", "corpus", "evaluate", "heads")],
+            *[f"eesd/distill/{name}.py" for name in ("lens", "losses", "record", "rollout", "train")],
             "eesd/drafting/exit_head.py",
             "eesd/drafting/medusa.py",
             "eesd/models",
@@ -82,7 +83,7 @@ rule search_skips:
         model="resources/models/{model}",
         costs="resources/hardware/{model}.json",
         data=lambda wildcards: settings.data_inputs(config, config["skips"][wildcards.skips]["tasks"]),
-        modules=modules("eesd/bench/skip_search.py", "eesd/drafting/self_sd.py", "eesd/models"),
+        modules=modules("eesd/bench/skip_search.py", "eesd/drafting/self_sd.py", "eesd/decoding", "eesd/models"),
         task_modules=lambda wildcards: task_modules(config["skips"][wildcards.skips]["tasks"]),
     output:
         "results/skips/{model}/{skips}.json",

@@ -24,6 +24,7 @@ MARKERS = "osD^vPX*"
 CONFIDENCES = {"raw": "#56b4e9", "calibrated": "#d55e00"}
 # What a study shows of each head, with the word on its axis.
 MEASURES = {"top1_agreement": "top-1 agreement, first drafted token", "chain_length": "drafted tokens matched in a row"}
+NOT_MEASURED = "not measured"
 LOGARITHMIC = {"train_tokens": "training tokens", "vocab_rows": "draft vocabulary"}
 
 
@@ -40,7 +41,8 @@ def draw_by_position(tables_dir: Path) -> Figure:
         for task, panel in zip(band.tasks, axes, strict=True):
             part = own[own["task"] == task]
             for head, line in by(part, "head"):
-                label = f"{head}: {line['chain_length'].iloc[0]:.2f}"
+                chain = line["chain_length"].iloc[0]
+                label = f"{head}: {NOT_MEASURED if np.isnan(chain) else f'{chain:.2f}'}"
                 panel.plot(line["position"], line["top1_agreement"], label=label, **_look(order.index(head)))
             panel.set_xlabel("draft position")
             panel.legend(title="mean chain", loc="upper right", fontsize=6.5, title_fontsize=6.5, handlelength=1.2)
@@ -126,8 +128,11 @@ def draw_study(tables_dir: Path) -> Figure:
     drawing, panels = style.grid(bands, legend=labels if len(labels) > 1 else ())
     for band, (_, part), axes in zip(bands, contents, panels, strict=True):
         for task, panel in zip(band.tasks, axes, strict=True):
-            for index, (label, own) in enumerate(part[part["task"] == task].groupby("series", sort=False)):
+            shown = part[part["task"] == task]
+            for index, (label, own) in enumerate(shown.groupby("series", sort=False)):
                 draw(panel, points(own), values, index, len(labels), label)
+            if shown["shown"].isna().all():
+                panel.text(0.5, 0.5, NOT_MEASURED, transform=panel.transAxes, ha="center", va="center", color="0.5")
             style.panel_title(panel, style.task_label(task), below_band_title=True)
             panel.set_xlabel(LOGARITHMIC.get(key, ""))
         _scale(axes[0], part, key in LOGARITHMIC)
@@ -176,8 +181,8 @@ def seeds(table: pd.DataFrame) -> str:
 
 
 def points(own: pd.DataFrame) -> pd.DataFrame:
-    """value, mean, low, high of column `shown` over seeds; low and high are NaN for one seed."""
-    found = [(value, *mean_interval(part["shown"])) for value, part in own.groupby("value", sort=False)]
+    """value, mean, low, high of column `shown` over seeds; low and high are NaN for one seed, all for none measured."""
+    found = [(value, *mean_interval(part["shown"].dropna())) for value, part in own.groupby("value", sort=False)]
     return pd.DataFrame(found, columns=["value", "mean", "low", "high"])
 
 
@@ -206,6 +211,8 @@ def _dots(panel: Axes, points: pd.DataFrame, values: Sequence[Any], index: int, 
     panel.hlines(lines, points["low"], points["high"], color=look["color"], linewidth=1)
     panel.plot(points["mean"], lines, label=label, **look)
     for at, (_, row) in zip(lines, points.iterrows(), strict=True):
+        if np.isnan(row["mean"]):
+            continue
         end = np.nanmax([row["mean"], row["high"]])
         panel.annotate(
             f"{row['mean']:.3f}", (end, at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=6
@@ -218,6 +225,8 @@ def _scale(panel: Axes, part: pd.DataFrame, logarithmic: bool) -> None:
     """Room for intervals and labels. Points, unlike bars, need no axis from zero."""
     ends = [points(own)[["mean", "low", "high"]] for _, own in part.groupby(["task", "series"], sort=False)]
     numbers = pd.concat(ends).to_numpy()
+    if np.isnan(numbers).all():
+        return
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     room = (high - low) or 0.1 * abs(high) or 0.1
     if logarithmic:

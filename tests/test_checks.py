@@ -1,0 +1,37 @@
+"""Combinations that cannot work end before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eesd.errors import EesdError
+from eesd.settings import load_config
+from tests.test_settings import overlay
+
+
+def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
+    heads = "heads: {deep4: {exit_layer: 6}}\nrun: {groups: [main], replays: [%s]}"
+    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep4' exits at layer 6, but .* measured for 4"):
+        load_config([overlay(tmp_path, heads % "")])
+    with pytest.raises(EesdError, match=r"replays.steps: head 'deep4' exits at layer 6"):
+        load_config([overlay(tmp_path, heads % "steps" + "\nmethods: {eesd_cost: {costs: mine.json}}")])
+    assert load_config([overlay(tmp_path, heads % "steps" + "\nhardware: {exit_layer: 6}")])
+
+
+def test_a_predicted_head_exits_where_costs_are_measured(tmp_path: Path):
+    """Its replay is priced by another model's table alone, but its group is decoded, so its speed is predicted."""
+    text = """
+heads: {deep4: {exit_layer: 6}}
+run: {groups: [%s], replays: [steps], views: []}
+groups: {one: {methods: [vanilla, eesd]}, two: {methods: [vanilla, lookup]}}
+replays: {steps: {group: one, costs: [nvidia-h200/llama-2-70b]}}"""
+    with pytest.raises(EesdError, match=r"replays.steps, predicted: head 'deep4' exits at layer 6"):
+        load_config([overlay(tmp_path, text % "one")])
+    assert load_config([overlay(tmp_path, text % "two")])
+
+
+def test_views_follow_greedy_decodes(tmp_path: Path):
+    with pytest.raises(EesdError, match=r"run.views: group 'sampled' samples"):
+        load_config([overlay(tmp_path, "run: {views: [sampled]}")])
