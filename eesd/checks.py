@@ -305,7 +305,7 @@ def _check_replay(config: Config, name: str) -> None:
     replay, where = config["replays"][name], f"replays.{name}"
     check_known("group", [replay["group"]], config["groups"], f"{where}.group")
     group = config["groups"][replay["group"]]
-    check_known(f"task of group {replay['group']}", replay["tasks"], group["tasks"], f"{where}.tasks")
+    check_known(f"task of group {replay['group']}", replay["tasks"] or [], group["tasks"], f"{where}.tasks")
     check_known("head", replay["heads"], config["heads"], f"{where}.heads")
     for head in replay["heads"]:
         kind = config["heads"][head]["kind"]

@@ -310,7 +310,7 @@ def replay_traces(config: Config, model: str, replay: str) -> list[str]:
     return [
         f"results/traces/{model}/{task}/{entry['group']}/{head}.safetensors"
         for head in entry["heads"]
-        for task in entry["tasks"]
+        for task in entry["tasks"] or config["groups"][entry["group"]]["tasks"]
     ]
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from eesd.analysis.checks import check_rows
+from eesd.bench.records import SCHEMA
 from eesd.errors import EesdError, unknown
 from eesd.files import read_jsonl
 from eesd.ngrams import LOOKED_UP, is_looked_up
 
 Row = dict[str, Any]
 
-SCHEMA = 1
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of `seconds`; together they are `total`
 CLASSES = ("baseline", "identical", "tie", "different", "not_compared")
 DECODINGS = ("greedy", "sampled")

@@ -31,6 +31,7 @@ from eesd.decoding.generate import Generation, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
+from eesd.models.draft_steps import draft_steps
 from eesd.models.engine import attach_engine, bfloat16_exact
 from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target
@@ -200,7 +201,11 @@ class Pieces:
         def draft_head() -> Tensor:
             return self.head.logits(states[1][0]).argmax(-1)
 
+        steps = draft_steps(target, self.head, cut, cache, exit_cache)
+
         def draft() -> Tensor:
+            if steps and steps.begin(states[1][:, :0], states[1], context, 1):
+                return steps.step(0).argmax(-1)
             state = target.run(target.embed(token), slice(0, cut), cache, context)
             estimate = self.head.step(state, states[1], target.rotary, exit_cache, context)
             return self.head.logits(estimate).argmax(-1)

@@ -63,8 +63,12 @@ class Verified:
 
 
 class Draftable(Protocol):
-    """The chain a drafter fills: `extend` takes draft logits and returns the token drawn; `stop` ends the draft."""
+    """The chain a drafter fills: `extend` takes draft logits and returns the token drawn; `stop` ends the draft.
 
+    limit: the most tokens that it takes.
+    """
+
+    limit: int
     stop: str
     tokens: list[int]
 

@@ -26,6 +26,7 @@ from eesd.drafting.stored import fill_head, read_head
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
+from eesd.models.draft_steps import draft_steps
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Layer, LayerCaches, RMSNorm, Rotary, Transformer, head_logits, linear, run_layers
 
@@ -158,12 +159,18 @@ class ExitHeadDrafter(Drafter):
             after = self.target.norm(prompt.final)
             before, self.contexts = F.pad(after[:, :-1], (0, 0, 1, 0)), after[:, -1:]
         self.head.step(prompt.states, before, self.target.rotary, self.cache, last=0)
+        self.steps = draft_steps(self.target, self.head, self.exit_layer, self.target_cache, self.cache)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and one exit-layer step for every drafted token."""
+        self.branched = False
+        if not chain.stop and self.steps and self.steps.begin(self.unseen, self.contexts, slot, chain.limit):
+            while not chain.stop:
+                pending = int(chain.extend(self.steps.step(pending), self.vocabulary))
+            return self.steps.states()
         # Filled on the device: copying a number there would wait for it.
         states, token = [], torch.full((1, 1), pending, device=self.target.device)
-        fresh, context, self.branched = self.unseen, self.contexts, False
+        fresh, context = self.unseen, self.contexts
         while not chain.stop:
             state = self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.target_cache, slot)
             states.append(state)

@@ -60,6 +60,10 @@ class Packed:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled layer is not packed
 
+    def current(self) -> bool:
+        """Whether the weights of a layer or exit head are still those that were packed."""
+        return _versions(self.sources) == self.versions
+
     def keeping(self, attention: bool, mlp: bool) -> Packed:
         """The same weights of a layer, told to run only some of its sublayers."""
         struct = structs.Layer.from_buffer_copy(self.struct)
@@ -187,7 +191,7 @@ class Engine:
                 if hidden is None:
                     return None
             return hidden
-        plan = self._plan(layers, hidden.dtype)
+        plan = self.plan(layers, hidden.dtype)
         calls = plan and self._calls(layers[0].config, rotary, hidden, caches, slots, positions, mask)
         if calls is None:
             return None
@@ -215,7 +219,7 @@ class Engine:
             return None
         config = head.config
         calls = self._calls(config, rotary, states, caches, slots, positions, mask)
-        if calls is None or _versions(head.sources) != head.versions:
+        if calls is None or not head.current():
             return None
         batch, seq, size = states.shape
         contexts = None if contexts is None else contexts.contiguous()
@@ -250,8 +254,8 @@ class Engine:
         position_list = slot_list if positions is None else integers(positions, batch, seq)
         if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.keys.shape[3]:
             return None
-        cosine, sine = self._table(rotary, max(position_list) + 1)
-        return self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, (cosine, sine))
+        angles = self.angles(rotary, max(position_list) + 1)
+        return self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, angles)
 
     def _blocks(
         self,
@@ -264,18 +268,8 @@ class Engine:
     ) -> Iterator[tuple[Block, structs.Call]]:
         batch, seq, size = hidden.shape
         width = hidden.element_size()
-        key_layer, key_batch, key_head, _, key_dim = caches.keys.stride()
-        call = structs.Call(
-            window=config.window or 0,
-            mask_stride=0 if mask is None else mask.shape[2],
-            cosine=angles[0].data_ptr(),
-            sine=angles[1].data_ptr(),
-            key_layer=key_layer * width,
-            key_batch=key_batch,
-            key_head=key_head,
-            key_dim=key_dim,
-            threads=torch.get_num_threads(),
-        )
+        call = structs.call_on(config.window, caches, angles)
+        call.mask_stride = 0 if mask is None else mask.shape[2]
         for block in blocks(batch, seq):
             first, last = block.first, block.first + block.count
             numbers = (c_int32 * (2 * block.count))(*places[0][first:last], *places[1][first:last])
@@ -284,11 +278,11 @@ class Engine:
             call.slots = ctypes.addressof(numbers)
             call.positions = call.slots + 4 * block.count
             call.mask = None if mask is None else mask.data_ptr() + first * mask.shape[2]
-            offset = block.row * key_batch * width
+            offset = block.row * call.key_batch * width
             call.keys, call.values = caches.keys.data_ptr() + offset, caches.values.data_ptr() + offset
             yield block, call
 
-    def _plan(self, layers: Sequence[Layer], dtype: torch.dtype) -> Plan | None:
+    def plan(self, layers: Sequence[Layer], dtype: torch.dtype) -> Plan | None:
         """Sizes, and pointers to the packed layers; None if a layer is not packed or has changed since."""
         packs = [layer.packed for layer in layers]
         key = (dtype, *map(id, packs))
@@ -304,7 +298,7 @@ class Engine:
             plan = self._plans[key] = Plan(packs, sources, versions, _shape(layers[0].config, dtype), pointers)
         return plan if _versions(plan.sources) == plan.versions else None
 
-    def _table(self, rotary: Rotary, length: int) -> tuple[Tensor, Tensor]:
+    def angles(self, rotary: Rotary, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, head_dim] in float32 whatever the model's dtype."""
         if self._angles is None or self._angles[0] is not rotary or len(self._angles[1]) < length:
             self._angles = rotary, *rotary.build(max(length, 512), torch.float32, "cpu")

@@ -98,7 +98,7 @@ class Scripted:
     """A chain that follows a text and keeps the draft logits it was offered."""
 
     def __init__(self, tokens, head):
-        self.tokens, self.seen, self.stop = tokens, [], ""
+        self.tokens, self.seen, self.stop, self.limit = tokens, [], "", len(tokens)
 
     def extend(self, logits, vocabulary=None):
         self.seen.append(logits)

@@ -110,5 +110,6 @@ def load(path: Path) -> ctypes.PyDLL:
     # PyDLL keeps the interpreter locked: buffers inside the library are shared, and calls take milliseconds.
     library = ctypes.PyDLL(str(path))
     library.eesd_simd.restype = ctypes.c_char_p
-    library.eesd_run_layers.restype = library.eesd_linear.restype = library.eesd_softmax_statistics.restype = None
+    for name in ("run_layers", "linear", "softmax_statistics", "exit_step", "draft_step"):
+        getattr(library, f"eesd_{name}").restype = None
     return library

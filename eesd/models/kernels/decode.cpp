@@ -289,4 +289,25 @@ void eesd_exit_step(const Shape* shape, const Exit* exit, const Call* call, cons
     if (exit->estimate.data) eesd_linear(&exit->estimate, nullptr, 0, parts, 0, wanted, estimates, row, call->threads);
     write_states(estimates, row, s.is_bf16, wanted, s.hidden, call->output);
 }
+
+struct Drafting {  // an exit head behind the first `count` layers of its target
+    const Shape* shape;
+    const Layer* const* layers;
+    const Exit* exit;
+    const Matrix* head;
+    const void* embedding;  // [tokens, hidden], stored as states are
+    int32_t count;
+};
+
+// One draft step: the state of `token` after the first layers, into `first->output`; then the exit head on the rows of
+// `last`, of which that state is the final one, and the draft logits of its estimate.
+void eesd_draft_step(const Drafting* d, int64_t token, Call* first, const Call* last, const void* contexts,
+                     float* logits) {
+    const Shape& s = *d->shape;
+    auto embedding = static_cast<const char*>(d->embedding);
+    first->input = const_cast<char*>(embedding + size_t(token) * s.hidden * (s.is_bf16 ? 2 : 4));
+    eesd_run_layers(d->shape, d->layers, d->count, first);
+    eesd_exit_step(d->shape, d->exit, last, contexts, 1);
+    eesd_linear(d->head, nullptr, 0, last->output, s.is_bf16, 1, logits, panel_count(*d->head) * PANEL, last->threads);
+}
 }

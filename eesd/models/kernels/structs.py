@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eesd.models.transformer import LayerCaches
 
 
 class Matrix(Structure):
@@ -47,3 +55,32 @@ class Call(Structure):
 
 class Exit(Structure):
     _fields_ = [("layer", Layer), ("fuse", Matrix), ("estimate", Matrix), ("norm", c_void_p)]
+
+
+class Drafting(Structure):
+    _fields_ = [
+        ("shape", POINTER(Shape)),
+        ("layers", c_void_p),
+        ("exit", POINTER(Exit)),
+        ("head", POINTER(Matrix)),
+        ("embedding", c_void_p),
+        ("count", c_int32),
+    ]
+
+
+def call_on(window: int | None, caches: LayerCaches, angles: tuple[Tensor, Tensor]) -> Call:
+    """A call on these caches, still without rows, of the threads that torch uses; angles: cos and sin of `Rotary`."""
+    width = caches.keys.element_size()
+    key_layer, key_batch, key_head, _, key_dim = caches.keys.stride()
+    return Call(
+        window=window or 0,
+        cosine=angles[0].data_ptr(),
+        sine=angles[1].data_ptr(),
+        keys=caches.keys.data_ptr(),
+        values=caches.values.data_ptr(),
+        key_layer=key_layer * width,
+        key_batch=key_batch,
+        key_head=key_head,
+        key_dim=key_dim,
+        threads=torch.get_num_threads(),
+    )
