@@ -15,6 +15,7 @@ import pandas as pd
 
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.tables import write_csv
+from eesd.bench.load import machine
 from eesd.errors import EesdError
 
 SHARED = ("model", "device", "dtype", "engine", "threads")
@@ -31,7 +32,7 @@ def write_engine_table(cost_files: Iterable[Path | str], out: Path | str) -> pd.
 def _records(path: Path) -> list[dict[str, Any]]:
     try:
         costs = json.loads(path.read_text(encoding="utf-8"))
-        shared = {field: costs[field] for field in SHARED}
+        shared = {field: costs[field] for field in SHARED} | {"device": machine(costs)}
         bandwidth = costs["read_bandwidth_bytes_per_s"]
         pieces = costs["costs"]
         step = {"path": "controller", "query_tokens": 1, "context_tokens": None, "seconds": costs["controller_step_s"]}

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from eesd.bench import facts
+from eesd.bench.load import DISTURBED, Crowding
 from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller
 from eesd.decoding.chain import read_signal
@@ -96,6 +97,7 @@ def measure_hardware(
     # Before another library's copy of the model takes memory too.
     peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
+    crowding = Crowding(torch.get_num_threads())
     matmul, stream = matmul_rate(target.device, target.dtype), read_stream(target.device)
     decisions, costs = decision_times(), []
     with progress(f"hardware {name}", len(contexts) * rounds, "round") as bar, torch.inference_mode():
@@ -103,6 +105,9 @@ def measure_hardware(
             pieces = [*bench.at(context), stream, *([peer(context)] if peer else [])]
             costs += time_pieces(pieces, context, rounds, target.device, bar.update)
             costs += bench.rounds(context, rounds)
+    crowded = crowding.share()
+    if crowded > DISTURBED:
+        print(f"Other processes took {crowded:.0%} of the processors: measure again on a quiet machine.")
     found = {
         "model": name,
         "device": facts.device_name(str(target.device)),
@@ -119,6 +124,7 @@ def measure_hardware(
         "decisions_s": decisions,
         "queued_draft_steps": _calls(target.device, True),
         "capture_s": GraphEngine.capture_s,
+        "crowding": crowded,
         "peak_memory_bytes": peak,
         "versions": facts.versions(),
         "commit": facts.commit(),

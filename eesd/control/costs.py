@@ -21,6 +21,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from eesd.bench.load import machine
 from eesd.errors import EesdError
 
 VERIFIED = "verified"  # the `context` of a head that processes accepted tokens again
@@ -171,7 +172,7 @@ def _read(path: Path | str) -> _Measured:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
-        hardware = f"{found['model']}, {found['dtype']}, {found['device']}"
+        hardware = f"{found['model']}, {found['dtype']}, {machine(found)}"
         exit_layer, decisions = found["exit_layer"], dict(found.get("decisions_s", {}))
         how = measured_how(found["dtype"], found["engine"].split("-")[0], found["threads"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ import pytest
 
 from eesd.analysis.engine import write_engine_table
 from eesd.analysis.figures import figure
+from eesd.control import read_costs
 from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
 
@@ -18,6 +19,13 @@ def test_bandwidth_share_by_hand(tmp_path: Path) -> None:
     # 270 MB at 45 GB/s take 6 ms of the 9 ms measured.
     assert vanilla["bandwidth_share"] == pytest.approx(6 / 9)
     assert (table["path"] == "controller").sum() == 1
+
+
+def test_costs_of_a_busy_machine_are_marked(tmp_path: Path) -> None:
+    for crowding, machine in ((0.04, "Toy CPU"), (0.3, "Toy CPU, machine busy")):
+        costs = write_costs(tmp_path / "toy.json", crowding=crowding)
+        assert set(write_engine_table([costs], tmp_path / "engine.csv")["device"]) == {machine}
+        assert read_costs(costs).hardware == f"toy, float32, {machine}"
 
 
 def test_two_models_are_two_rows_of_panels(tmp_path: Path) -> None:

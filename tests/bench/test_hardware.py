@@ -34,6 +34,7 @@ def test_every_piece_is_in_the_table(tmp_path):
     )
     assert (frame["seconds"] > 0).all()
     costs = json.loads(out.read_text())
+    assert 0 <= costs["crowding"] <= 1
     assert len(costs["costs"]) == len(frame) - 1
     assert costs["read_bandwidth_bytes_per_s"] > 0
     assert 0 < costs["controller_step_s"] < 1e-3

@@ -42,7 +42,7 @@ rule measure_hardware:
     input:
         model="resources/models/{model}",
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("hardware", "rounds")],
+            *[f"eesd/bench/{name}.py" for name in ("hardware", "rounds", "load")],
             # Not every controller: what one decides in microseconds is no reason to measure all costs again.
             *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs", "static")],
             "eesd/decoding",

@@ -33,7 +33,7 @@ rule make_tables:
 rule make_engine_table:
     input:
         costs=expand("resources/hardware/{model}.json", model=config["run"]["models"]),
-        modules=modules("eesd/analysis/engine.py", "eesd/analysis/columns.py"),
+        modules=modules("eesd/analysis/engine.py", "eesd/analysis/columns.py", "eesd/bench/load.py"),
     output:
         report(
             "results/tables/engine.csv",
