@@ -14,7 +14,10 @@ rule bench_group:
         others=lambda wildcards: settings.method_files(config, wildcards.model, wildcards.group),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("runner", "records", "methods", "compare", "peers", "facts", "load")],
+            *[
+                f"eesd/bench/{name}.py"
+                for name in ("runner", "records", "methods", "compare", "peers", "facts", "load")
+            ],
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",

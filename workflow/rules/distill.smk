@@ -55,7 +55,10 @@ rule train_head:
         model="resources/models/{model}",
         corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
         modules=modules(
-            *[f"eesd/distill/{name}.py" for name in ("batches", "calibrate", "checkpoint", "corpus", "evaluate", "heads")],
+            *[
+                f"eesd/distill/{name}.py"
+                for name in ("batches", "calibrate", "checkpoint", "corpus", "evaluate", "heads")
+            ],
             *[f"eesd/distill/{name}.py" for name in ("lens", "losses", "record", "rollout", "train")],
             "eesd/drafting/exit_head.py",
             "eesd/drafting/medusa.py",
