@@ -167,7 +167,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "empty where none has",
         "model": _WHO["model"],
         "positions": "evaluation positions measured as the first of a draft",
-        "seed": "seed of the training: order of the sequences",
+        "seed": "seed of the training: order of the sequences, and which ones where `train_tokens` limits them",
         "study": "study that the head was trained for; empty for heads of the configuration",
         "varied": "settings that this study varies, with their values, as JSON; empty without a study",
     },

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from eesd.bench.load import DISTURBED
+from eesd.bench.load import BUSY, DISTURBED
 
-NOTE = ", machine busy"
 UNKNOWN = ", load not recorded"  # rows from before it was
 
 
@@ -18,5 +17,5 @@ def is_disturbed(table: pd.DataFrame) -> pd.Series:
 def busy_note(part: pd.DataFrame) -> str:
     """What goes behind the number of prompts of these lines of `speedup.csv`; nothing where the machine was quiet."""
     if is_disturbed(part).any():
-        return NOTE
+        return BUSY
     return UNKNOWN if part["crowding"].isna().any() else ""

@@ -16,11 +16,12 @@ import psutil
 
 # Beyond this share a measurement is called disturbed: an idle system has a few percent of its own.
 DISTURBED = 0.05
+BUSY = ", machine busy"  # what is said of one
 
 
 def machine(costs: Mapping[str, Any]) -> str:
     """The machine of a file of `eesd hardware`, which says so if others used it too; older files do not know."""
-    return costs["device"] + (", machine busy" if costs.get("crowding", 0) > DISTURBED else "")
+    return costs["device"] + (BUSY if costs.get("crowding", 0) > DISTURBED else "")
 
 
 class Crowding:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eesd.models.engine import Engine
+from eesd.models.engine import Engine, Plan
 from eesd.models.kernels import structs
 from eesd.models.kernels.layout import BLOCK_ROWS, fits
 from eesd.models.transformer import LayerCaches
@@ -42,20 +42,17 @@ def draft_steps(
     current = head.packed.engine is rows.engine is engine and head.packed.current()
     current = current and [head.head.weight._version] == rows.versions
     laid_out = all(fits(one.keys, one.values, target.dtype) for one in (cache, own))
-    if plan is None or not current or not laid_out:
-        return None
-    return DraftSteps(target, head, exit_layer, cache, own)
+    return DraftSteps(target, head, plan, cache, own) if plan and current and laid_out else None
 
 
 class DraftSteps:
     """See the module docstring; made by `draft_steps`."""
 
-    def __init__(self, target: Transformer, head: ExitHead, exit_layer: int, cache: KVCache, own: KVCache) -> None:
-        engine, config = target.engine, target.config
+    def __init__(self, target: Transformer, head: ExitHead, plan: Plan, cache: KVCache, own: KVCache) -> None:
+        engine, config, exit_layer = target.engine, target.config, len(plan.packs)
         self.library, self.deep, self.outputs = engine.library, head.deep, len(head.head.weight)
-        plan, rows = engine.plan(list(target.layers)[:exit_layer], target.dtype), head.head.weight.packed
+        rows, embedding = head.head.weight.packed, target.embedding.weight
         angles = engine.angles(target.rotary, cache.capacity)
-        embedding = target.embedding.weight
         self.keep = plan, rows, head.packed, angles, embedding, cache, own  # alive as long as what points to them
         self.drafting = structs.Drafting(
             pointer(plan.shape),

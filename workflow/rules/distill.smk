@@ -1,5 +1,11 @@
 """What is learnt from the target's own outputs: heads, and the sublayers it can draft without."""
 
+# All of eesd/distill but what publishes and takes heads.
+TRAINING = [
+    f"eesd/distill/{name}.py"
+    for name in "batches calibrate checkpoint corpus evaluate heads lens losses record rollout train".split()
+]
+
 
 # Let the target answer training prompts, recording exit-layer states and teacher probabilities on the way.
 rule generate_corpus:
@@ -55,11 +61,7 @@ rule train_head:
         model="resources/models/{model}",
         corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
         modules=modules(
-            *[
-                f"eesd/distill/{name}.py"
-                for name in ("batches", "calibrate", "checkpoint", "corpus", "evaluate", "heads")
-            ],
-            *[f"eesd/distill/{name}.py" for name in ("lens", "losses", "record", "rollout", "train")],
+            *TRAINING,
             "eesd/drafting/exit_head.py",
             "eesd/drafting/medusa.py",
             "eesd/models",
