@@ -15,10 +15,10 @@ from typing import Any
 from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
+from eesd.words import BASELINE
 
 Config = dict[str, Any]
 
-BASELINE = "vanilla"
 MEASURED = "measured"  # as a cost table: the one that the workflow measures for the model
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_HARDWARE = PUBLISHED / "hardware"

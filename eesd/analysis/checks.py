@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from eesd.errors import EesdError
+from eesd.words import BASELINE
 
 Row = dict[str, Any]
 
@@ -73,7 +74,7 @@ def _check_units(cell: list[Row]) -> None:
     for (item, repeat), unit in _by(cell, ("item", "repeat")).items():
         rows = {row["method"]: row for row in unit}
         where, name = unit[0]["where"], f"item '{item}', repeat {repeat}"
-        if "vanilla" not in rows:
+        if BASELINE not in rows:
             raise EesdError(
                 f"{where}: method '{unit[0]['method']}' of {name} has no vanilla row in its unit, so no baseline. "
                 "Add vanilla to the methods of the group and run its bench again."
@@ -81,7 +82,7 @@ def _check_units(cell: list[Row]) -> None:
         missing = sorted(methods - rows.keys())
         if missing:
             raise EesdError(f"{where}: {name} lacks {', '.join(missing)}. Run the bench again: it completes its units.")
-        vanilla = rows["vanilla"]
+        vanilla = rows[BASELINE]
         for row in unit:
             if row["prompt_tokens"] != vanilla["prompt_tokens"]:
                 raise EesdError(f"{row['where']}: {name} has another prompt than its vanilla row {vanilla['where']}.")

@@ -5,8 +5,6 @@ python -m eesd engine --out results/tables/engine.csv resources/hardware/smollm2
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,32 +13,25 @@ import pandas as pd
 
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.tables import write_csv
-from eesd.bench.load import machine
-from eesd.errors import EesdError
+from eesd.bench.cost_file import read_measured
 
 SHARED = ("model", "device", "dtype", "engine", "threads")
 
 
 def write_engine_table(cost_files: Iterable[Path | str], out: Path | str) -> pd.DataFrame:
     """One row for every piece, query and context length of every cost table, in the order they were measured."""
-    records = [record for path in cost_files for record in _records(Path(path))]
+    records = [record for path in cost_files for record in _records(path)]
     table = pd.DataFrame(records, columns=list(COLUMNS["engine"]))
     write_csv(table, out)
     return table
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        costs = json.loads(path.read_text(encoding="utf-8"))
-        shared = {field: costs[field] for field in SHARED} | {"device": machine(costs)}
-        bandwidth = costs["read_bandwidth_bytes_per_s"]
-        pieces = costs["costs"]
-        step = {"path": "controller", "query_tokens": 1, "context_tokens": None, "seconds": costs["controller_step_s"]}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EesdError(f"{path}: not a cost table ({error}). `eesd hardware` writes one.") from error
-    for piece in pieces:
-        if not (math.isfinite(piece["seconds"]) and piece["seconds"] > 0):
-            raise EesdError(f"{path}: {piece['path']} took {piece['seconds']} s. Measure again with `eesd hardware`.")
+def _records(path: Path | str) -> list[dict[str, Any]]:
+    measured = read_measured(path)
+    costs = measured.facts
+    shared = {field: costs[field] for field in SHARED} | {"device": measured.machine}
+    step = {"path": "controller", "query_tokens": 1, "context_tokens": None, "seconds": costs["controller_step_s"]}
+    pieces, bandwidth = costs["costs"], costs["read_bandwidth_bytes_per_s"]
     # The bound of the same minutes, where it was measured beside the pieces.
     streams = {p["context_tokens"]: p["bytes"] / p["seconds"] for p in pieces if p["path"] == "stream"}
     for piece in pieces:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from eesd.words import BASELINE
+
 PLACE = ("model", "group", "series")
 
 
@@ -37,7 +39,7 @@ def exit_records(
     for record in speedups:
         method = settings[record["model"], record["method"]]
         card = cards.get((record["model"], method.get("head")))
-        if record["baseline"] == "vanilla" and card and card["kind"] == "exit_layer":
+        if record["baseline"] == BASELINE and card and card["kind"] == "exit_layer":
             label = series(method, card["context"])
             found.append({**record, "series": label, "exit_layer": card["exit_layer"], "head": card["head"]})
     lines: dict[Sequence[Any], set[int]] = {}

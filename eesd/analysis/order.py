@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-BASELINES = ("vanilla", "hf_generate")
+from eesd.words import BASELINE
+
+BASELINES = (BASELINE, "hf_generate")
 
 
 def natural(name: str) -> tuple[Any, ...]:

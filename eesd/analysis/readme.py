@@ -18,13 +18,14 @@ from eesd.analysis.provenance import machine_line, read_provenance
 from eesd.analysis.style import method_label, task_label
 from eesd.errors import EesdError
 from eesd.files import write_atomic
+from eesd.words import BASELINE
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 # Folder below published/, what a reader runs to get it, the groups that are shown (the first with its acceptance), and
 # against which baselines; a run that is not there is left out.
 RUNS = (
-    ("default", "make reproduce", ("main",), ("vanilla", "hf_generate")),
-    ("best", "config/best.yaml config/gsm8k.yaml", ("best", "rivals"), ("vanilla",)),
+    ("default", "make reproduce", ("main",), (BASELINE, "hf_generate")),
+    ("best", "config/best.yaml config/gsm8k.yaml", ("best", "rivals"), (BASELINE,)),
 )
 STUDIES = "studies"
 
@@ -79,7 +80,7 @@ def _details(tables: dict[str, pd.DataFrame], group: str) -> tuple[str, str]:
 
 def _acceptance(table: pd.DataFrame, group: str) -> str:
     """Tokens per round and acceptance rate of every drafting method, a column a task."""
-    own = table[(table["group"] == group) & (table["method"] != "vanilla")]
+    own = table[(table["group"] == group) & (table["method"] != BASELINE)]
     tasks = sorted(own["task"].unique(), key=natural)
     lines = [
         "Tokens per round with the target's own token (acceptance rate of drafted tokens):\n",

@@ -21,10 +21,10 @@ from eesd.bench.records import SCHEMA
 from eesd.errors import EesdError, unknown
 from eesd.files import read_jsonl
 from eesd.ngrams import LOOKED_UP, is_looked_up
+from eesd.words import BASELINE, PARTS
 
 Row = dict[str, Any]
 
-PARTS = ("prefill", "draft", "verify", "control", "other")  # of `seconds`; together they are `total`
 CLASSES = ("baseline", "identical", "tie", "different", "not_compared")
 DECODINGS = ("greedy", "sampled")
 # Parts and total are read from the same clock, but rounded and subtracted by the writer.
@@ -207,8 +207,8 @@ def _check_comparison(row: Row) -> None:
     name = comparison.get("class")
     if name not in CLASSES:
         raise _located(where, unknown("comparison class", name, CLASSES))
-    if (name == "baseline" and row["method"] != "vanilla") or (
-        name in ("identical", "tie", "different") and row["method"] == "vanilla"
+    if (name == "baseline" and row["method"] != BASELINE) or (
+        name in ("identical", "tie", "different") and row["method"] == BASELINE
     ):
         raise EesdError(f"{where}: method '{row['method']}' is classed '{name}', but vanilla alone is the baseline.")
     if name in ("tie", "different") and not _is(comparison.get("position"), _COUNT):

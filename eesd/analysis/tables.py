@@ -40,9 +40,10 @@ from eesd.analysis.exits import exit_records
 from eesd.analysis.latex import speedup_latex
 from eesd.analysis.markdown import speedup_markdown
 from eesd.analysis.order import BASELINES, sort_frame
-from eesd.analysis.rows import PARTS, Row
+from eesd.analysis.rows import Row
 from eesd.analysis.stats import paired_speedup
 from eesd.files import write_atomic
+from eesd.words import BASELINE, PARTS
 
 Records = list[dict[str, Any]]
 CELL = ["model", "task", "group"]
@@ -230,7 +231,7 @@ def _acceptance(frame: pd.DataFrame) -> Records:
 
 def _lossless(frame: pd.DataFrame) -> Records:
     records = []
-    for who, own in _cells(frame[frame["method"] != "vanilla"]):
+    for who, own in _cells(frame[frame["method"] != BASELINE]):
         counts = own["class"].value_counts()
         found = {name: int(counts.get(name, 0)) for name in ("identical", "tie", "different", "not_compared")}
         records.append(

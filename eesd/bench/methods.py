@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from eesd.bench.cost_file import measured_how
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, calibration_of, make_controller, measured_how, read_costs, read_verification
+from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
 from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical

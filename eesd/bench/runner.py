@@ -35,10 +35,9 @@ from eesd.models.transformer import Transformer
 from eesd.ngrams import LOOKED_UP
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, Item, encode_prompt
+from eesd.words import BASELINE, PARTS
 
-BASELINE = "vanilla"
 WARMUP_TOKENS = 16
-PARTS = ("prefill", "draft", "verify", "control", "other", "total")
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class Bench:
             "text": text,
             "finish": output.finish,
             "rounds": [_listed(one) for one in output.rounds],
-            "seconds": {part: _rounded(output.seconds.get(part)) for part in PARTS},
+            "seconds": {part: _rounded(output.seconds.get(part)) for part in (*PARTS, "total")},
             "crowding": round(crowding, 4),
             "exact": self.exact,
             "lossy": is_lossy(self.settings["methods"][name]),

@@ -21,6 +21,7 @@ from typing import Any
 import optuna
 import torch
 
+from eesd.bench.cost_file import read_measured
 from eesd.decoding.generate import generate
 from eesd.drafting.self_sd import Skips
 from eesd.errors import EesdError
@@ -53,14 +54,12 @@ class Prices:
 
 def read_prices(path: Path, k_max: int) -> Prices:
     """Prices at the shortest context of a cost table; EesdError if verification of k_max + 1 tokens has none."""
-    table = json.loads(path.read_text())
-    context = min(cost["context_tokens"] for cost in table["costs"])
-    seconds = {(c["path"], c["query_tokens"]): c["seconds"] for c in table["costs"] if c["context_tokens"] == context}
-    try:
-        verify = tuple(seconds["verify", n] for n in range(1, k_max + 2))
-        return Prices(seconds["vanilla", 1], seconds["full_head", 1], verify)
-    except KeyError as error:
-        raise EesdError(f"{path}: no cost of {error}. Measure again with `eesd hardware`, or lower k_max.") from error
+    measured = read_measured(path)
+    context = measured.contexts[0]
+    if measured.longest("verify", context) <= k_max:
+        raise EesdError(f"{path}: no cost of verifying {k_max + 1} tokens. Lower k_max, or measure longer ones.")
+    verify = tuple(measured.cost("verify", n, context) for n in range(1, k_max + 2))
+    return Prices(measured.cost("vanilla", 1, context), measured.cost("full_head", 1, context), verify)
 
 
 class Answer:

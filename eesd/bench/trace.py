@@ -33,8 +33,7 @@ from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts, matching, read_trace, write_trace
-
-BASELINE = "vanilla"
+from eesd.words import BASELINE
 
 
 @dataclass

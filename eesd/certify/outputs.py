@@ -25,9 +25,9 @@ from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import eos_ids
 from eesd.models.transformer import Transformer
+from eesd.words import BASELINE
 
 Row = dict[str, Any]
-VANILLA = "vanilla"
 
 
 def check_outputs(
@@ -46,7 +46,7 @@ def check_outputs(
     that was in force, for outputs whose rows do not say it; None takes each output's own length.
     """
     rows = _read(path)
-    own = [row for row in rows if row.get("method") == VANILLA]
+    own = [row for row in rows if row.get("method") == BASELINE]
     chosen = _choose(rows, path, method, item)
     dtype = dtype or chosen[0].get("dtype", "float32")
     target = load_target(model_dir, dtype)
@@ -91,7 +91,7 @@ def _read(path: Path) -> list[Row]:
 
 def _choose(rows: Sequence[Row], path: Path, method: str | None, item: str | None) -> list[Row]:
     """The rows to certify: all but vanilla's own, or those of a method and item."""
-    chosen = [row for row in rows if row.get("method") != VANILLA]
+    chosen = [row for row in rows if row.get("method") != BASELINE]
     for key, wanted in (("method", method), ("item", item)):
         if wanted is not None:
             known = {str(row.get(key)) for row in chosen}
@@ -118,7 +118,7 @@ def _check_ids(rows: Sequence[Row], target: Transformer) -> None:
 
 def _reference(rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
     """Vanilla's output by prompt; rows of other methods in the same file are no reference."""
-    own = [row for row in rows if row.get("method", VANILLA) == VANILLA]
+    own = [row for row in rows if row.get("method", BASELINE) == BASELINE]
     return {tuple(row["prompt_tokens"]): row["output_tokens"] for row in own}
 
 

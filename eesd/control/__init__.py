@@ -3,7 +3,7 @@
 from eesd.control import bandits, cost_aware, heuristics, static, thompson  # noqa: F401  (registers the controllers)
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
 from eesd.control.calibration import Calibration, calibration_of
-from eesd.control.costs import CostTable, measured_how, read_costs, read_verification
+from eesd.control.costs import CostTable, read_costs, read_verification
 
 __all__ = [
     "CONTROLLERS",
@@ -13,7 +13,6 @@ __all__ = [
     "Signal",
     "calibration_of",
     "make_controller",
-    "measured_how",
     "read_costs",
     "read_verification",
 ]

@@ -12,16 +12,13 @@ round; replay turns rounds into time with them.
 
 from __future__ import annotations
 
-import json
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
-from typing import NamedTuple
 
-from eesd.bench.load import machine
+from eesd.bench.cost_file import Measured, read_measured
 from eesd.errors import EesdError
 
 VERIFIED = "verified"  # the `context` of a head that processes accepted tokens again
@@ -131,78 +128,32 @@ def read_costs(
     head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: of the drafts,
     where a table of another model may price them too, whatever its exit layer.
     """
-    found = _read(path)
-    borrowed = model is not None and found.model != model
-    if not borrowed and exit_layer not in (None, found.exit_layer):
+    found = read_measured(path)
+    measured_exit = found.facts["exit_layer"]
+    borrowed = model is not None and found.facts["model"] != model
+    if not borrowed and exit_layer not in (None, measured_exit):
         raise EesdError(
-            f"{path}: measured with an exit after layer {found.exit_layer}, but the head exits after layer "
+            f"{path}: measured with an exit after layer {measured_exit}, but the head exits after layer "
             f"{exit_layer}. Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
         )
-    contexts = tuple(sorted({at for _, _, at in found.seconds}))
-    costs = tuple(_costs(found.seconds, at, path, again=context == VERIFIED) for at in contexts)
-    return CostTable(found.hardware, contexts, costs, found.decisions_s, found.how)
+    costs = tuple(_costs(found, at, again=context == VERIFIED) for at in found.contexts)
+    return CostTable(found.hardware, found.contexts, costs, dict(found.facts.get("decisions_s", {})), found.how)
 
 
 def read_verification(path: Path | str, context: int) -> tuple[float, tuple[float, ...]]:
     """Seconds of a draft head, and of verifying 1, 2 .. tokens through all layers, at the nearest context measured."""
-    seconds = _read(path).seconds
-    at = min({context for _, _, context in seconds}, key=lambda measured: (abs(measured - context), measured))
-    longest = max((query for piece, query, where in seconds if piece == "verify" and where == at), default=1)
-    verify = tuple(_cost(seconds, path, "verify", query, at) for query in range(1, longest + 1))
-    return _cost(seconds, path, "draft_head", 1, at), verify
+    found = read_measured(path)
+    at = min(found.contexts, key=lambda measured: abs(measured - context))
+    verify = tuple(found.cost("verify", query, at) for query in range(1, max(1, found.longest("verify", at)) + 1))
+    return found.cost("draft_head", 1, at), verify
 
 
-class _Measured(NamedTuple):
-    """A file of `eesd hardware`; seconds by (piece, query tokens, context tokens)."""
-
-    model: str
-    hardware: str
-    exit_layer: int
-    seconds: dict[tuple[str, int, int], float]
-    decisions_s: dict[str, float]
-    how: str
-
-
-def measured_how(dtype: str, device: str, threads: int) -> str:
-    """What times of a machine depend on besides it, in words; threads only where they compute."""
-    return dtype if device == "cuda" else f"{dtype} with {threads} thread{'' if threads == 1 else 's'}"
-
-
-def _read(path: Path | str) -> _Measured:
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in found["costs"]}
-        hardware = f"{found['model']}, {found['dtype']}, {machine(found)}"
-        exit_layer, decisions = found["exit_layer"], dict(found.get("decisions_s", {}))
-        how = measured_how(found["dtype"], found["engine"].split("-")[0], found["threads"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
-    bad = [key for key, value in seconds.items() if not isinstance(value, int | float) or not 0 < value < math.inf]
-    if bad:
-        path_name, query, context = bad[0]
-        raise EesdError(f"{path}: {path_name} of {query} tokens at context {context} has no time above zero.")
-    if not seconds:
-        raise EesdError(f"{path}: an empty cost table. Measure again with `eesd hardware`.")
-    return _Measured(found["model"], hardware, exit_layer, seconds, decisions, how)
-
-
-def _cost(
-    seconds: Mapping[tuple[str, int, int], float], path: Path | str, piece: str, query: int, context: int
-) -> float:
-    try:
-        return seconds[piece, query, context]
-    except KeyError:
-        raise EesdError(
-            f"{path}: no cost of {piece} for {query} tokens at context {context}. Measure again with `eesd hardware`."
-        ) from None
-
-
-def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Path | str, again: bool) -> Costs:
+def _costs(found: Measured, context: int, again: bool) -> Costs:
     def cost(piece: str, query: int = 1) -> float:
-        return _cost(seconds, path, piece, query, context)
+        return found.cost(piece, query, context)
 
     def longest(piece: str) -> int:
-        return max((query for name, query, at in seconds if (name, at) == (piece, context)), default=0)
+        return found.longest(piece, context)
 
     if longest("round"):
         rounds = Costs(tuple(cost("round", k) for k in range(longest("round") + 1)))
@@ -212,7 +163,7 @@ def _costs(seconds: Mapping[tuple[str, int, int], float], context: int, path: Pa
 
     def all_lengths(piece: str) -> tuple[float, ...]:
         """Seconds on 1, 2 .. query tokens, up to the first that was not measured."""
-        return tuple(takewhile(bool, (seconds.get((piece, query, context), 0.0) for query in count(1))))
+        return tuple(takewhile(bool, (found.seconds.get((piece, query, context), 0.0) for query in count(1))))
 
     rows = all_lengths("exit_layer")
     return Costs(

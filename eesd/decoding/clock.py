@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 
 from eesd.models.graphs import GraphEngine
-
-PARTS = ("prefill", "draft", "verify", "control", "other")
+from eesd.words import PARTS
 
 
 class Mark(NamedTuple):

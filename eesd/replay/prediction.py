@@ -31,8 +31,7 @@ from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay_item
 from eesd.replay.oracle import Clock
 from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
-
-BASELINE = "vanilla"
+from eesd.words import BASELINE
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay
 from eesd.replay.oracle import Clock, oracle
 from eesd.replay.trace import Trace, check_same_model, read_trace
+from eesd.words import BASELINE
 
 ORACLE = "oracle"
 # Settings that a process replays before it reports: enough to hide what starting it costs, few enough to share evenly.
@@ -137,7 +138,7 @@ def _references(
         for one in statics
     ]
     best = int(np.argmin(np.sum(seconds, 1)))
-    return {"vanilla": clock.vanilla_items(), "best_static": seconds[best], "best_static_k": best + 1}
+    return {BASELINE: clock.vanilla_items(), "best_static": seconds[best], "best_static_k": best + 1}
 
 
 def _record(
@@ -187,7 +188,7 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
     records = []
     for key, seconds in zip(table[where].itertuples(index=False, name=None), table["seconds"], strict=True):
         same = best.loc[key]
-        speedup, hindsight = _ratio(same["vanilla"], seconds), _ratio(same["best_static"], seconds)
+        speedup, hindsight = _ratio(same[BASELINE], seconds), _ratio(same["best_static"], seconds)
         records.append(
             {
                 "predicted_speedup": speedup.ratio,

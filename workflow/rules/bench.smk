@@ -16,7 +16,7 @@ rule bench_group:
         modules=modules(
             *[
                 f"eesd/bench/{name}.py"
-                for name in ("runner", "records", "methods", "compare", "peers", "facts", "load")
+                for name in ("runner", "records", "methods", "compare", "peers", "facts", "load", "cost_file")
             ],
             "eesd/decoding",
             "eesd/drafting",

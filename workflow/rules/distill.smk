@@ -88,7 +88,12 @@ rule search_skips:
         model="resources/models/{model}",
         costs="resources/hardware/{model}.json",
         data=lambda wildcards: settings.data_inputs(config, config["skips"][wildcards.skips]["tasks"]),
-        modules=modules("eesd/bench/skip_search.py", "eesd/drafting/self_sd.py", "eesd/decoding", "eesd/models"),
+        modules=modules(
+            *[f"eesd/bench/{name}.py" for name in ("skip_search", "cost_file")],
+            "eesd/drafting/self_sd.py",
+            "eesd/decoding",
+            "eesd/models",
+        ),
         task_modules=lambda wildcards: task_modules(config["skips"][wildcards.skips]["tasks"]),
     output:
         "results/skips/{model}/{skips}.json",

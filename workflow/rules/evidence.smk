@@ -33,7 +33,10 @@ rule make_tables:
 rule make_engine_table:
     input:
         costs=expand("resources/hardware/{model}.json", model=config["run"]["models"]),
-        modules=modules("eesd/analysis/engine.py", "eesd/analysis/columns.py", "eesd/bench/load.py"),
+        modules=modules(
+            *[f"eesd/analysis/{name}.py" for name in ("engine", "columns")],
+            *[f"eesd/bench/{name}.py" for name in ("cost_file", "load")],
+        ),
     output:
         report(
             "results/tables/engine.csv",

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from eesd.analysis import style
 from eesd.analysis.disturbed import busy_note
 from eesd.analysis.figures.base import FIGURES, by, places, read_table, task_bands
-from eesd.analysis.rows import PARTS
 from eesd.analysis.style import method_color, method_label, task_label
 from eesd.errors import EesdError
+from eesd.words import BASELINE, PARTS
 
 NOT_SPLIT = "not split"
 SPLIT = (*PARTS, NOT_SPLIT)
@@ -69,7 +69,7 @@ def _speedup_panel(panel: Axes, own: pd.DataFrame, methods: list[str], reach: fl
 def draw_acceptance(tables_dir: Path) -> Figure:
     """Share of rounds by the number of accepted drafted tokens, a small histogram a method, its mean marked."""
     table = read_table(tables_dir, "rounds")
-    table = table[table["method"] != "vanilla"]  # it drafts nothing: always 0
+    table = table[table["method"] != BASELINE]  # it drafts nothing: always 0
     if table.empty:
         raise EesdError(f"{tables_dir / 'rounds.csv'}: no method drafts anything, so there is no acceptance to draw.")
     parts = [(f"{place}: accepted tokens per round, \u25b2 mean", cell) for place, cell in places(table)]

@@ -12,8 +12,9 @@ from eesd.analysis import style
 from eesd.analysis.figures.base import FIGURES, by, read_table, task_bands
 from eesd.analysis.figures.replay import COLORS, LABELS, VANILLA
 from eesd.errors import EesdError
+from eesd.words import BASELINE
 
-BASELINE, MATCH = "vanilla", "match"
+MATCH = "match"
 
 
 @FIGURES.register("prediction")

@@ -20,6 +20,7 @@ from eesd.analysis import style
 from eesd.analysis.figures.base import FIGURES, places, read_table, task_bands
 from eesd.analysis.style import method_color, method_label, task_label
 from eesd.errors import EesdError
+from eesd.words import BASELINE
 
 CELL = ["model", "group", "task"]
 PANEL_IN = 1.5
@@ -34,10 +35,10 @@ def draw_round_cost(tables_dir: Path) -> Figure:
     acceptance, split = read_table(tables_dir, "acceptance"), read_table(tables_dir, "time_split")
     split["decode_s"] = split["total_s"] - split["prefill_s"]  # missing for peers, whose seconds are not split
     table = acceptance.merge(split[[*CELL, "method", "decode_s"]], on=[*CELL, "method"])
-    vanilla = table[table["method"] == "vanilla"].set_index(CELL)["decode_s"].rename("vanilla_s")
+    vanilla = table[table["method"] == BASELINE].set_index(CELL)["decode_s"].rename("vanilla_s")
     table = table.join(vanilla, on=CELL)
     table["cost"] = table["tokens_per_round"] * table["decode_s"] / table["vanilla_s"]
-    if table.loc[table["method"] != "vanilla", "cost"].isna().all():
+    if table.loc[table["method"] != BASELINE, "cost"].isna().all():
         raise EesdError(f"{tables_dir}: no group has both vanilla and a method with a split of its time to compare.")
 
     def lines(panel: Axes, _: pd.DataFrame, band: pd.DataFrame) -> None:
