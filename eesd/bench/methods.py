@@ -73,8 +73,21 @@ class OwnMethod:
 
     def twin(self) -> OwnMethod:
         """The same method whose controllers are copies: they know what these know now, and learn by themselves."""
-        lookup = self.lookup and replace(self.lookup, controller=deepcopy(self.lookup.controller))
-        return replace(self, controller=deepcopy(self.controller), lookup=lookup)
+        return self.with_controllers(*deepcopy(self.controllers))
+
+    @property
+    def controllers(self) -> tuple[Controller | None, Controller | None]:
+        """The drafter's and the lookup's."""
+        return self.controller, self.lookup and self.lookup.controller
+
+    def with_controllers(self, controller: Controller | None, copying: Controller | None) -> OwnMethod:
+        """The same method with other controllers, as in `controllers`."""
+        return replace(self, controller=controller, lookup=self.lookup and replace(self.lookup, controller=copying))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a prompt begins with what others taught."""
+        return any(getattr(one, "reset_on", "prompt") == "never" for one in self.controllers)
 
 
 def build_method(

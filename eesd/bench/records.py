@@ -44,9 +44,7 @@ class RowFile:
         text = self.part.read_text(encoding="utf-8", errors="replace")
         rows = _readable_rows(text)
         if any(self._foreign(row) for row in rows):
-            aside = _unused(self.part.with_suffix(".part.old"))
-            os.replace(self.part, aside)
-            print(f"{self.part.name} was begun with other settings, code or data: moved to {aside}; starting anew.")
+            self.start_anew("was begun with other settings, code or data")
             return set()
         units: dict[Unit, dict[str, Row]] = defaultdict(dict)
         for row in rows:
@@ -59,6 +57,13 @@ class RowFile:
         if kept != text:
             write_atomic(self.part, kept)
         return set(complete)
+
+    def start_anew(self, why: str) -> None:
+        """Put the rows so far aside."""
+        aside = _unused(self.part.with_suffix(".part.old"))
+        os.replace(self.part, aside)
+        self.done = set()
+        print(f"{self.part.name} {why}: moved to {aside}; starting anew.")
 
     def _foreign(self, row: Row) -> bool:
         same_settings = row.get("settings_hash") == self.hashes.get(row["method"])

@@ -21,6 +21,7 @@ import torch
 from eesd.bench import facts
 from eesd.bench.compare import Comparison, Judge
 from eesd.bench.load import DISTURBED, Crowding
+from eesd.bench.memory import Memory
 from eesd.bench.methods import Method, OwnMethod, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
 from eesd.decoding.generate import Generation, Round
@@ -240,6 +241,9 @@ def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
     bench = Bench(model_dir, settings)
     prompts = {prompt.item.id: prompt.tokens for prompt in bench.prompts}
     rows = RowFile(out, bench.row_hashes, prompts)
+    memory = Memory(out.with_name(out.name + ".memory"), bench.methods)
+    if not memory.restore(rows.done):
+        rows.start_anew("does not tell what its controllers with `reset_on: never` had learnt")
     units = [(prompt, repeat) for repeat in range(settings["repeats"]) for prompt in bench.prompts]
     missing = [(prompt, repeat) for prompt, repeat in units if (prompt.item.id, repeat) not in rows.done]
     if missing:
@@ -251,9 +255,11 @@ def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
             unit = bench.run_unit(prompt, repeat)
             seconds += sum(row["seconds"]["total"] for row in unit)
             lost += sum(row["seconds"]["total"] * row["crowding"] for row in unit)
+            memory.save({*rows.done, (prompt.item.id, repeat)})
             rows.append(unit)
             bar.update()
     rows.finish()
+    memory.forget()
     if lost > DISTURBED * seconds:
         print(
             f"{title}: other processes took {lost / seconds:.0%} of the processors, so these times say little. Stop "

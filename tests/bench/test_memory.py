@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eesd.bench.runner import Bench
+from eesd.bench.records import RowFile
+from eesd.bench.runner import Bench, run_bench
 from eesd.bench.view import record_views
 from tests.toys import write_tiny_data, write_tiny_model
 
@@ -70,3 +71,36 @@ def test_both_decodes_of_a_view_begin_with_the_same_memory(model, settings, tmp_
     # What is remembered is one decode of the prompt before.
     assert len(rounds[first, "early"][0]["drafts"]) == 5 > len(rounds[second, "early"][0]["drafts"])
     assert any(one["looked_up"] for one in rounds[first, "early_lookup"])
+
+
+def drafted(rows: Path) -> dict[tuple[str, str], list]:
+    return {(row["item"], row["method"]): row["rounds"] for row in map(json.loads, rows.read_text().splitlines())}
+
+
+def test_an_interrupted_run_goes_on_with_what_was_learnt(model, settings, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    run_bench(model, settings, whole)
+    append = RowFile.append
+
+    def interrupted(self, rows):
+        if self.done:
+            raise KeyboardInterrupt  # the memory is ahead of the rows
+        append(self, rows)
+
+    monkeypatch.setattr(RowFile, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(model, settings, cut)
+    monkeypatch.undo()
+    run_bench(model, settings, cut)
+    assert drafted(cut) == drafted(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.jsonl", "cut.jsonl"}
+
+
+def test_rows_without_their_memory_are_put_aside(model, settings, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "main.jsonl"
+    monkeypatch.setattr(RowFile, "finish", lambda self: None)
+    run_bench(model, settings, out)
+    monkeypatch.undo()
+    run_bench(model, settings, out)
+    assert "reset_on: never" in capsys.readouterr().out
+    assert (tmp_path / "main.jsonl.part.old").exists()

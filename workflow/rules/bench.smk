@@ -16,7 +16,17 @@ rule bench_group:
         modules=modules(
             *[
                 f"eesd/bench/{name}.py"
-                for name in ("runner", "records", "methods", "compare", "peers", "facts", "load", "cost_file")
+                for name in (
+                    "runner",
+                    "records",
+                    "methods",
+                    "compare",
+                    "peers",
+                    "facts",
+                    "load",
+                    "cost_file",
+                    "memory",
+                )
             ],
             "eesd/decoding",
             "eesd/drafting",
