@@ -184,7 +184,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "model": "name of the model or shape",
         "device": "name of the processor",
         "dtype": "number format of states and cache",
-        "path": "vanilla, verify, verify_from_exit, draft and its parts, signal, full_head, hf_forward, round ...",
+        "path": "vanilla, verify, draft and its parts, signal, full_head, hf_forward, round, vanilla_round ...",
         "query_tokens": "tokens processed at once; of a round of the decode loop, tokens drafted",
         "context_tokens": "tokens in the cache before them",
         "seconds": "median time of one call",

@@ -240,14 +240,15 @@ class Pieces:
         return pieces
 
     def rounds(self, context: int, count: int) -> list[Cost]:
-        """Whole rounds of the decode loop that draft 0, 1 ... tokens; `query_tokens` counts the drafted ones."""
+        """Whole rounds of the decode loop that draft 0, 1 ... tokens, `query_tokens` of them, and vanilla's."""
         longest = max(QUERIES) - 1
-        seconds = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
+        seconds, vanilla = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
         pieces = {(piece.path, piece.query_tokens): piece.bytes for piece in self.at(context)}
         first, draft = pieces["first_layers", 1], pieces["draft", 1]
         read = [pieces["vanilla", 1]]
         read += [k * draft + first + pieces["verify_from_exit", k + 1] for k in range(1, longest + 1)]
-        return [Cost("round", k, context, *found) for k, found in enumerate(zip(seconds, read, strict=True))]
+        found = [Cost("round", k, context, *one) for k, one in enumerate(zip(seconds, read, strict=True))]
+        return [*found, Cost("vanilla_round", 1, context, vanilla, read[0])]
 
     def _layers(self, count: int, context: int, layer: Layer | None = None) -> int:
         """Bytes of `count` layers: weights, and the keys and values of the context."""

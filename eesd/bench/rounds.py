@@ -1,10 +1,12 @@
 """What whole rounds cost in the decode loop, its Python and the state of the caches included.
 
-    time_rounds(target, head, exit_layer, context=512, count=11, longest=15)[4]       # seconds of drafting four tokens
+    rounds, vanilla = time_rounds(target, head, exit_layer, context=512, count=11, longest=15)
+    rounds[4]                                                                         # seconds of drafting four tokens
     decision_times()["cost_ts"]                                                       # seconds of one decision
 
 Pieces timed alone leave out what lies between them. Here the loop itself decodes, its draft lengths in random order, so
-that drifts of the machine's speed fall on all lengths alike.
+that drifts of the machine's speed fall on all lengths alike. Vanilla decoding, which has no drafter to keep informed,
+is timed between.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, ClassVar
 
 from eesd.control import CONTROLLERS, Calibration, Controller, CostTable, Signal, make_controller
 from eesd.control.costs import Costs
-from eesd.decoding.generate import generate
+from eesd.decoding.generate import Round, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.models.graphs import GraphEngine
 from eesd.models.transformer import Transformer
@@ -54,8 +56,9 @@ def time_rounds(
     count: int,
     longest: int,
     tick: Callable[[], Any] = lambda: None,
-) -> list[float]:
-    """Median seconds of rounds that draft 0, 1 .. `longest` tokens, at least `count` of each, around a context length.
+) -> tuple[list[float], float]:
+    """Median seconds of rounds that draft 0, 1 .. `longest` tokens, at least `count` of each, around a context length;
+    and of a token of vanilla decoding there.
 
     The target decodes from a prompt that is shorter than `context` by half of what it is going to write.
     """
@@ -64,18 +67,25 @@ def time_rounds(
     new = min(count * (longest + 1) + longest + 2, target.config.max_positions - 1)
     prompt = [1] * max(1, min(context - new // 2, target.config.max_positions - new))
     found: dict[int, list[float]] = defaultdict(list)
+    vanilla: list[float] = []
     while min(len(found[k]) for k in range(longest + 1)) < count:
-        ends: list[float] = []
-
-        def settled(tokens: Sequence[int], kind: str, ends: list[float] = ends) -> None:
-            if kind == "target":  # the last that is told of a round, and all that is told of the prefill
-                ends.append(perf_counter() - GraphEngine.capture_s)
-
-        made = generate(target, prompt, drafter=drafter, controller=controller, max_new_tokens=new, on_tokens=settled)
-        for one, (began, ended) in zip(made.rounds, pairwise(ends), strict=False):
-            found[one.drafted].append(ended - began)
+        for one, seconds in _timed(target, prompt, new, drafter=drafter, controller=controller):
+            found[one.drafted].append(seconds)
+        vanilla += [seconds for _, seconds in _timed(target, [1] * max(1, context - count // 2), count + 1)]
         tick()
-    return [statistics.median(found[k]) for k in range(longest + 1)]
+    return [statistics.median(found[k]) for k in range(longest + 1)], statistics.median(vanilla)
+
+
+def _timed(target: Transformer, prompt: Sequence[int], new: int, **method: Any) -> list[tuple[Round, float]]:
+    """Rounds of a generation with the seconds of each."""
+    ends: list[float] = []
+
+    def settled(tokens: Sequence[int], kind: str) -> None:
+        if kind == "target":  # the last that is told of a round, and all that is told of the prefill
+            ends.append(perf_counter() - GraphEngine.capture_s)
+
+    made = generate(target, prompt, max_new_tokens=new, on_tokens=settled, **method)
+    return [(one, ended - began) for one, (began, ended) in zip(made.rounds, pairwise(ends), strict=False)]
 
 
 def decision_times(rounds: int = 300) -> dict[str, float]:

@@ -4,7 +4,7 @@
     costs = table.at(context=300)
     costs.round_s(drafted=4)                            # seconds of drafting 4 tokens and verifying them
     costs.round_s(drafted=4, accepted=2, signals=3)     # of which 2 are kept, a controller having looked at 3
-    costs.round_s(0)                                    # seconds of a vanilla token
+    costs.round_s(0)                                    # seconds of a round without a draft
 
 A cost-aware controller decides by these numbers, not by a clock, so that live decoding and replay agree round by
 round; replay turns rounds into time with them.
@@ -28,10 +28,11 @@ VERIFIED = "verified"  # the `context` of a head that processes accepted tokens 
 class Costs:
     """Seconds at one context length.
 
-    rounds_s[k]: a round of the decode loop that drafts k tokens, nobody looking at signals; rounds_s[0] is a vanilla
-    token. rows_s[n]: what n more rows add to an exit layer's step; constant beyond its end. again: whether the head
-    processes accepted tokens again, with the next draft. signal_s: the statistics of one draft law, for a controller
-    that reads them. verify_s[n - 1]: all layers and the head on n query tokens.
+    rounds_s[k]: a round of the decode loop that drafts k tokens, nobody looking at signals. vanilla_s: a token of
+    vanilla decoding, which has no drafter to keep informed; as rounds_s[0] where it was not measured. rows_s[n]: what
+    n more rows add to an exit layer's step; constant beyond its end. again: whether the head processes accepted tokens
+    again, with the next draft. signal_s: the statistics of one draft law, for a controller that reads them.
+    verify_s[n - 1]: all layers and the head on n query tokens.
     """
 
     rounds_s: tuple[float, ...]
@@ -39,6 +40,11 @@ class Costs:
     signal_s: float = 0.0
     again: bool = True
     verify_s: tuple[float, ...] = ()
+    vanilla_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.vanilla_s:
+            object.__setattr__(self, "vanilla_s", self.rounds_s[0])
 
     @classmethod
     def of_pieces(cls, draft_s: float, verify_s: Sequence[float], vanilla_s: float, first_layers_s: float) -> Costs:
@@ -49,11 +55,6 @@ class Costs:
         """
         drafts = (k * draft_s + first_layers_s + verify_s[k] for k in range(1, len(verify_s)))
         return cls((vanilla_s, *drafts))
-
-    @property
-    def vanilla_s(self) -> float:
-        """One token without drafting."""
-        return self.rounds_s[0]
 
     @property
     def k_max(self) -> int:
@@ -69,8 +70,8 @@ class Costs:
         return self.unseen_s(accepted) if self.again else 0.0
 
     def copied_s(self, drafted: int) -> float:
-        """Seconds of a round whose draft is copied from the context: a vanilla token with more to verify."""
-        return self.vanilla_s + self.verify_s[drafted] - self.verify_s[0]
+        """Seconds of a round whose draft is copied from the context: one without a draft, with more to verify."""
+        return self.rounds_s[0] + self.verify_s[drafted] - self.verify_s[0]
 
     def unseen_s(self, rows: int) -> float:
         """What tokens that the exit layer has not seen add to the next draft."""
@@ -116,6 +117,7 @@ class CostTable:
             between(low.signal_s, high.signal_s),
             low.again,
             tuple(map(between, low.verify_s, high.verify_s)),
+            between(low.vanilla_s, high.vanilla_s),
         )
 
 
@@ -172,4 +174,5 @@ def _costs(found: Measured, context: int, again: bool) -> Costs:
         signal_s=cost("signal") if longest("signal") else 0.0,
         again=again,
         verify_s=all_lengths("verify"),
+        vanilla_s=cost("vanilla_round") if longest("vanilla_round") else 0.0,
     )

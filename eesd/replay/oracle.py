@@ -23,7 +23,7 @@ class Clock:
 
     seconds [contexts, k_max + 1]: of a round by its drafted tokens. again [contexts, k_max + 1]: what its accepted
     tokens add to the next draft. copied, unseen: the same of rounds that copy, None if the cost table knows none.
-    signal [contexts]: of what a controller looks at.
+    signal [contexts]: of what a controller looks at. plain [contexts]: of a token of vanilla decoding.
     """
 
     def __init__(self, trace: Trace, table: CostTable, k_max: int) -> None:
@@ -39,6 +39,7 @@ class Clock:
         self.seconds = np.stack([along(costs.round_s(k) for costs in table.costs) for k in lengths], 1)
         self.again = np.stack([along(costs.accepted_s(k) for costs in table.costs) for k in lengths], 1)
         self.signal = along(costs.signal_s for costs in table.costs)
+        self.plain = along(costs.vanilla_s for costs in table.costs)
         self.copied = self.unseen = None
         if all(len(costs.verify_s) > k_max for costs in table.costs):
             self.copied = np.stack([along(costs.copied_s(k) for costs in table.costs) for k in lengths], 1)
@@ -58,7 +59,11 @@ class Clock:
 
     def vanilla_items(self) -> list[float]:
         """The same by item."""
-        return [float(self.seconds[_contexts(item), 0].sum()) for item in self.trace.items]
+        return [self.vanilla_item(item) for item in self.trace.items]
+
+    def vanilla_item(self, item: TracedItem) -> float:
+        """The same of one item."""
+        return float(self.plain[_contexts(item)].sum())
 
     def time(self, rounds: Sequence[Rounds], controller: Controller | None = None) -> float:
         """Seconds of a replay of the trace; the controller's signals and decisions count, if one is given."""

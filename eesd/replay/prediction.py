@@ -52,11 +52,9 @@ class Predictor:
         """Items by name."""
         return {item.id: item for item in self.trace.items}
 
-    def rounds(self, row: Row) -> tuple[Rounds, Controller | None]:
+    def rounds(self, row: Row) -> tuple[Rounds, Controller]:
         """The rounds of a row in replay, and the controller that made them; EesdError unless they are the row's."""
         item = self.items[row["item"]]
-        if row["method"] == BASELINE:
-            return [(0, 0, "none")] * (len(item.output) - 1), None
         controller = make_controller(row["settings"]["controller"])
         equip_for(controller, self.trace, self.clock.table)
         found = replay_item(controller, item, row["seed"] - item.seed, Lookup.of(row["settings"].get("lookup")))
@@ -65,6 +63,8 @@ class Predictor:
 
     def seconds(self, row: Row) -> float:
         """Predicted seconds of a row's rounds."""
+        if row["method"] == BASELINE:
+            return self.clock.vanilla_item(self.items[row["item"]])
         rounds, controller = self.rounds(row)
         return self.clock.item(self.items[row["item"]], rounds, controller)
 

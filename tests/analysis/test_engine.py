@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from eesd.analysis.engine import write_engine_table
 from eesd.analysis.figures import figure
+from eesd.analysis.figures.engine import _parts
 from eesd.control import read_costs
 from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
@@ -33,6 +35,20 @@ def test_two_models_are_two_rows_of_panels(tmp_path: Path) -> None:
     table = write_engine_table(files, tmp_path / "engine.csv")
     assert set(table["model"]) == {"a", "b"}
     assert all(path.is_file() for path in figure("engine", tmp_path, tmp_path / "engine"))
+
+
+def test_bars_add_up_to_whole_rounds(tmp_path: Path) -> None:
+    path = write_costs(tmp_path / "toy.json")
+    pieces = json.loads(path.read_text())["costs"]
+    pieces += [{**pieces[0], "path": name, "query_tokens": k, "seconds": s} for name, k, s in (("round", 4, 0.016),)]
+    table = write_engine_table([write_costs(path, costs=pieces)], tmp_path / "engine.csv")
+    vanilla, eesd = _parts(table[table["context_tokens"] == 128])
+    assert sum(vanilla.values()) == pytest.approx(0.009)
+    assert sum(eesd.values()) == pytest.approx(0.016)
+    # Four steps of 2 ms, half of each first layers; and those of the last token.
+    assert eesd["first layers"] == pytest.approx(4 * 0.001 + 0.001)
+    apart, _ = _parts(table[table["context_tokens"] == 1024])
+    assert sum(apart.values()) == pytest.approx(0.009)
 
 
 def test_bad_cost_tables_are_refused(tmp_path: Path) -> None:

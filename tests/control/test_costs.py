@@ -49,6 +49,9 @@ def test_whole_rounds_signals_and_accepted_rows_have_prices(tmp_path: Path):
     assert table.decisions_s == {"cost_ts": 0.1}
     plain = read_costs(path, 4, "none").at(100)  # a head that reads the exit alone processes nothing again
     assert plain.round_s(4, accepted=2) == 22.0
+    plainly = [*whole(100), piece("vanilla_round", 1, 100, 9.0)]  # a round without a draft costs its drafter's upkeep
+    costs = read_costs(write_costs(tmp_path / "vanilla.json", costs=plainly)).at(100)
+    assert (costs.vanilla_s, costs.round_s(0)) == (9.0, 10.0)
     both = read_costs(write_costs(tmp_path / "two.json", costs=whole(100) + whole(300, 3.0))).at(200)
     assert both.round_s(4, accepted=2, signals=3) == pytest.approx(2 * costs.round_s(4, accepted=2, signals=3))
 

@@ -51,6 +51,16 @@ def test_the_cost_of_a_round_grows_with_the_context(tmp_path: Path):
     assert Clock(trace, table, K).vanilla() == pytest.approx(0.009 * (200 + 201 + 202))
 
 
+def test_vanilla_decoding_has_a_price_of_its_own(tmp_path: Path):
+    path = write_costs(tmp_path / "toy.json")
+    pieces = json.loads(path.read_text())["costs"]
+    pieces += [{**pieces[0], "path": "vanilla_round", "context_tokens": at, "seconds": 0.008} for at in (128, 1024)]
+    trace = make_trace(make_item([2, 0, 0], room=0))
+    clock = Clock(trace, read_costs(write_costs(path, costs=pieces)), K)
+    assert clock.vanilla() == pytest.approx(3 * 0.008)
+    assert clock.time([[(0, 0, "controller")] * 3]) == pytest.approx(3 * 0.009)
+
+
 def best_time(clock: Clock, one: TracedItem, t: int) -> float:
     """Least time from t on, by trying everything."""
     last = len(one.output) - 1

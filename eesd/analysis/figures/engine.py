@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from eesd.analysis import style
 from eesd.analysis.figures.base import FIGURES, read_table
 from eesd.errors import EesdError
 
+LABEL_GAP = 0.07  # of the axis, between labels of lines that end side by side
+BESIDE = {"textcoords": "offset points", "va": "center", "fontsize": 6.5}
 DRAFTED = 4  # tokens drafted in the round that is drawn
 PIECES = {
     "first layers": "#e69f00",
@@ -37,26 +40,40 @@ def draw_engine(tables_dir: Path) -> Figure:
     return drawing
 
 
-def _seconds(own: pd.DataFrame, path: str, query_tokens: int = 1) -> float:
+def _seconds(own: pd.DataFrame, path: str, query_tokens: int = 1, default: float | None = None) -> float:
+    """Seconds of a piece; `default`, or EesdError, where it was not measured."""
     found = own[(own["path"] == path) & (own["query_tokens"] == query_tokens)]
-    if found.empty:
+    if len(found):
+        return float(found["seconds"].iloc[0])
+    if default is None:
         raise EesdError(f"engine.csv: no cost of {path} for {query_tokens} tokens. Measure again with `eesd hardware`.")
-    return float(found["seconds"].iloc[0])
+    return default
+
+
+def _parts(own: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by piece of a vanilla token, and of a round that drafts `DRAFTED` tokens.
+
+    Totals are those of the decode loop. A draft step, measured whole, is divided as its pieces are that were timed
+    alone, whose calls cost more than the one of a step; what is left is verification.
+    """
+    first = _seconds(own, "first_layers")
+    step = {"first layers": first, "exit layer": _seconds(own, "exit_layer"), "draft head": _seconds(own, "draft_head")}
+    whole = _seconds(own, "draft")
+    drafting = {name: DRAFTED * whole * seconds / sum(step.values()) for name, seconds in step.items()}
+    drafting["first layers"] += first  # which verification needs of the last drafted token too
+    drawn = sum(drafting.values())
+    apart = drawn + _seconds(own, "verify_from_exit", DRAFTED + 1)
+    vanilla = _seconds(own, "vanilla_round", default=_seconds(own, "round", 0, default=_seconds(own, "vanilla")))
+    rest = "remaining layers and head"
+    return (
+        {"first layers": first, rest: vanilla - first},
+        {**drafting, rest: _seconds(own, "round", DRAFTED, default=apart) - drawn},
+    )
 
 
 def _round_panel(panel: Axes, own: pd.DataFrame, where: str) -> None:
     """Two stacked bars: one vanilla token, and one round that drafts `DRAFTED` tokens and verifies them."""
-    first, vanilla = _seconds(own, "first_layers"), _seconds(own, "vanilla")
-    bars = {
-        "vanilla\n1 token": {"first layers": first, "remaining layers and head": vanilla - first},
-        f"EESD round\n{DRAFTED} drafted": {
-            # Verification needs the first layers of the last drafted token too.
-            "first layers": (DRAFTED + 1) * first,
-            "exit layer": DRAFTED * _seconds(own, "exit_layer"),
-            "draft head": DRAFTED * _seconds(own, "draft_head"),
-            "remaining layers and head": _seconds(own, "verify_from_exit", DRAFTED + 1),
-        },
-    }
+    bars = dict(zip(("vanilla\n1 token", f"EESD round\n{DRAFTED} drafted"), _parts(own), strict=True))
     for line, parts in enumerate(bars.values()):
         left = 0.0
         for name, seconds in parts.items():
@@ -76,14 +93,14 @@ def _verify_panel(panel: Axes, own: pd.DataFrame) -> None:
     """Milliseconds of all layers and head against tokens at once, one line a context, and the time its bytes need."""
     verify = own[own["path"] == "verify"]
     contexts = sorted(verify["context_tokens"].unique())
+    ends: dict[float, float] = {}
     for index, context in enumerate(contexts):
         line = verify[verify["context_tokens"] == context].sort_values("query_tokens")
         share = 0.35 + 0.6 * index / max(1, len(contexts) - 1)
         color = style.matplotlib.colormaps["Blues"](share)
         milliseconds = line["seconds"] * 1e3
         panel.plot(line["query_tokens"], milliseconds, color=color, marker="o", markersize=2.5, linewidth=1)
-        end = (line["query_tokens"].iloc[-1], milliseconds.iloc[-1])
-        panel.annotate(f"{context:.0f}", end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5)
+        ends[context] = milliseconds.iloc[-1]
     nearest = verify[verify["context_tokens"] == contexts[0]]
     bound = float((nearest["seconds"] * nearest["bandwidth_share"]).iloc[0]) * 1e3
     panel.axhline(bound, color="0.2", linewidth=0.8, linestyle=(0, (4, 2)))
@@ -91,6 +108,10 @@ def _verify_panel(panel: Axes, own: pd.DataFrame) -> None:
     panel.annotate("read bandwidth bound", (16, bound), **note)
     panel.set_ylim(0, None)
     panel.set_xlim(0.3, 17.8)
+    below = -math.inf
+    for context, milliseconds in sorted(ends.items(), key=lambda end: end[1]):
+        below = max(milliseconds, below + LABEL_GAP * panel.get_ylim()[1])
+        panel.annotate(f"{context:.0f}", (16, below), xytext=(4, 0), **BESIDE)
     panel.set_xticks([1, 4, 8, 12, 16])
     panel.set_xlabel("tokens verified at once (labels: context tokens)")
     panel.set_ylabel("milliseconds")
