@@ -46,7 +46,8 @@ class Memory:
     def save(self, done: Collection[Unit]) -> None:
         """Note what is known after these units."""
         if self.remembering:
-            self.kept = dict([*self.kept.items(), (frozenset(done), self._pickled())][-2:])
+            kept = {**self.kept, frozenset(done): self._pickled()}
+            self.kept = dict(list(kept.items())[-2:])
             with atomic_path(self.path) as temporary:
                 temporary.write_bytes(pickle.dumps(self.kept))
 
