@@ -129,12 +129,14 @@ def resolve_model(config: Config, model: str) -> Config:
 
 
 def resolve_corpus(config: Config, corpus: str) -> Config:
-    """Settings of `corpus`. Stored states are those of every exit head defined on it and of the studies that run."""
-    if config["corpora"].get(corpus, {}).get("states") == "recomputed":
-        return plain({**_entry(config, "corpus", corpus), "exit_layers": [], **_data(config)})
+    """Settings of `corpus`. Stored states and labels are those that the heads defined on it and the studies that run
+    need."""
+    found = _entry(config, "corpus", corpus)
     heads = [head for head in config["heads"].values() if head["corpus"] == corpus]
     layers = sorted({head["exit_layer"] for head in heads if head["kind"] == "exit_layer"})
-    return plain({**_entry(config, "corpus", corpus), "exit_layers": layers, **_data(config)})
+    labels = "texts" if any(head["learn"] == "texts" for head in heads) else "answers"
+    stored = layers if found["states"] == "stored" else []
+    return plain({**found, "exit_layers": stored, "labels": labels, **_data(config)})
 
 
 def resolve_head(config: Config, head: str) -> Config:

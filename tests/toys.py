@@ -182,6 +182,7 @@ def corpus_settings(data_dir: Path | str, **changes) -> dict:
         "batch": 4,
         "seed": 0,
         "exit_layers": [2],
+        "labels": "answers",
         "dtype": "float32",
         "resources": "resources",
         "data_dir": str(data_dir),

@@ -24,10 +24,10 @@ class Batch:
     """`batch` traces of at most `seq` + 1 tokens; position i has seen token i and predicts token i + 1.
 
     states [batch, seq, hidden]: after the exit layer, None for heads without one. final [batch, seq, hidden]: the
-    target's, normalised.
-    context [batch, seq, hidden]: `final` one position before, zero at the start. first: no generated token is predicted
-    before this position. begins, ends [batch]: the first position that predicts a generated token, and one past the
-    last. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the next one) hold nothing elsewhere.
+    target's, normalised. context [batch, seq, hidden]: `final` one position before, zero at the start. first: no token
+    with a label is predicted before this position. begins, ends [batch]: the first position that predicts one, and one
+    past the last. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the next one) hold nothing
+    elsewhere.
     """
 
     states: Tensor | None
@@ -50,9 +50,9 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     """Pad, move to the target's device, widen to float32. exit_layer 0: without states of one."""
     device, depth = target.device, target.config.num_layers
     lengths = torch.tensor([len(trace.tokens) - 1 for trace in traces])
-    begins = torch.tensor([trace.prompt_tokens - 1 for trace in traces])
+    begins = torch.tensor([trace.learnt_from - 1 for trace in traces])
     final = _padded([trace.states[depth] for trace in traces], device)
-    # Where tokens of the answers are predicted, in the order in which the traces hold their labels.
+    # Where tokens with labels are predicted, in the order in which the traces hold these.
     positions = torch.arange(final.shape[1])
     where = ((positions >= begins[:, None]) & (positions < lengths[:, None])).nonzero(as_tuple=True)
     where = tuple(index.to(device) for index in where)
@@ -75,7 +75,7 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
         lengths.to(device),
         spread([trace.teacher_ids for trace in traces], torch.long),
         spread([trace.teacher_probs for trace in traces], torch.float32),
-        spread([trace.tokens[trace.prompt_tokens :] for trace in traces], torch.long),
+        spread([trace.tokens[trace.learnt_from :] for trace in traces], torch.long),
     )
 
 

@@ -9,6 +9,9 @@ calibration split are what a head is calibrated on, those of the evaluation spli
 With `text: reference` the training part holds the tasks' own answers, read by the target and not written by it; that is
 training without self-distillation. Heads are still calibrated and judged on what the target writes.
 
+With `labels: texts` the training part has the target's probabilities within prompts too: news to learn from that no
+decoding has to write.
+
 With `states: recomputed` it holds the texts alone, a thousandth of the space, for heads of any exit layer: training
 runs the whole target on every batch.
 """
@@ -21,6 +24,7 @@ import random
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -53,6 +57,7 @@ class Shard:
     prompts: list[list[int]]
     temperatures: list[float]  # of the answers to each prompt
     answers: list[list[int]] | None = None  # given ones, one a prompt; None where the target writes them
+    learnt_from: list[int] | None = None  # the first token of each prompt that has labels; None: of its answer
 
 
 def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
@@ -98,10 +103,11 @@ def _generate_shard(
     began = perf_counter()
     layers = [*settings["exit_layers"], target.config.num_layers] if settings["states"] == "stored" else []
     if shard.answers is not None:
-        traces = record_given(target, shard.prompts, shard.answers, layers)
+        traces = record_given(target, shard.prompts, shard.answers, layers, shard.learnt_from)
     else:
         length = settings["max_new_tokens"]
-        traces = record_batch(target, shard.prompts, layers, length, shard.temperatures, stop, seed)
+        prompts, heat, first = shard.prompts, shard.temperatures, shard.learnt_from
+        traces = record_batch(target, prompts, layers, length, heat, stop, seed, first)
     _save_shard(path, shard, traces, perf_counter() - began)
 
 
@@ -123,11 +129,15 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
             times = min(-(-wanted // len(chosen)), len(settings["temperatures"])) if again else 1
             temperatures = settings["temperatures"][:times] if again else [0.0]
             size = max(1, settings["batch"] // times)
+            # What all prompts of a task begin with teaches nothing new.
+            common = max(1, _common([ids for _, ids in chosen]))
+            learns = split == "train" and settings["labels"] == "texts"
             for i in range(0, len(chosen), size):
                 items, prompts = zip(*chosen[i : i + size], strict=True)
                 answers = [_given_answer(item, task, settings, tokenizer) for item in items] if given else None
                 name = f"{split}-{task}-{i // size:04d}"
-                of_split.append(Shard(name, task, split, list(prompts), temperatures, answers))
+                first = [min(common, len(prompt)) for prompt in prompts] if learns else None
+                of_split.append(Shard(name, task, split, list(prompts), temperatures, answers, first))
         order.shuffle(of_split)
         shards += of_split
     return shards
@@ -150,6 +160,12 @@ def _prompts(
             "Raise max_prompt_tokens."
         )
     return sorted(prompts, key=lambda pair: len(pair[1]))
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with."""
+    same = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
+    return sum(takewhile(bool, same))
 
 
 def _given_answer(item: Item, task: str, settings: Mapping[str, Any], tokenizer: Any) -> list[int]:
@@ -187,9 +203,10 @@ def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any], shards
 
 
 def _save_shard(path: Path, shard: Shard, traces: list[Trace], seconds: float) -> None:
-    """Traces end to end in one safetensors file; `lengths` [rows, 2] holds prompt and total tokens of each."""
+    """Traces end to end in one file; `lengths` [rows, 3]: prompt and all tokens of each, and `learnt_from`."""
+    lengths = [[t.prompt_tokens, len(t.tokens), t.learnt_from] for t in traces]
     tensors = {
-        "lengths": torch.tensor([[t.prompt_tokens, len(t.tokens)] for t in traces], dtype=torch.int32),
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
         "tokens": torch.cat([t.tokens for t in traces]),
     }
     if traces[0].teacher_ids is not None:
@@ -264,9 +281,9 @@ def read_corpus(folder: Path, layers: Sequence[int], split: str) -> dict[str, li
 def _split_shard(file: Any, layers: Sequence[int]) -> list[Trace]:
     """Undo `_save_shard` for some layers."""
     lengths = file.get_tensor("lengths").tolist()
-    totals = [total for _, total in lengths]
+    totals = [total for _, total, _ in lengths]
     texts = zip(lengths, file.get_tensor("tokens").split(totals), strict=True)
-    traces = [Trace(prompt, tokens) for (prompt, _), tokens in texts]
+    traces = [Trace(prompt, tokens, learnt_from=first) for (prompt, _, first), tokens in texts]
     for layer in layers:
         for trace, states in zip(
             traces, file.get_tensor(f"states.{layer}").split([n - 1 for n in totals]), strict=True
@@ -274,6 +291,6 @@ def _split_shard(file: Any, layers: Sequence[int]) -> list[Trace]:
             trace.states[layer] = states
     if layers:
         for name in TEACHER:
-            for trace, part in zip(traces, file.get_tensor(name).split([t.answer_tokens for t in traces]), strict=True):
+            for trace, part in zip(traces, file.get_tensor(name).split([t.labels for t in traces]), strict=True):
                 setattr(trace, name, part)
     return traces

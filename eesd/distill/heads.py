@@ -194,12 +194,12 @@ def make_student(
 def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:
     """Token ids [rows] of the draft vocabulary in increasing order, or None for `full`.
 
-    The most frequent tokens of the generated text; where the text has fewer different ones, those the teacher gave
-    most mass, if it was recorded.
+    The most frequent tokens of what is learnt to be predicted; where that has fewer different ones, those the teacher
+    gave most mass, if it was recorded.
     """
     if rows == "full" or rows >= vocab_size:
         return None
-    written = torch.cat([trace.tokens[trace.prompt_tokens :] for trace in traces])
+    written = torch.cat([trace.tokens[trace.learnt_from :] for trace in traces])
     counts = torch.bincount(written, minlength=vocab_size).double()
     mass = torch.zeros(vocab_size, dtype=torch.float64)
     for trace in traces:

@@ -23,7 +23,7 @@ from eesd.models.transformer import Transformer
 # Of the mean variance of the inputs: enough to keep rare directions from being fitted to noise.
 RIDGE = 1e-3
 CHUNK = 32
-# Generated tokens for each input of the map that are enough.
+# Tokens with labels for each input of the map that are enough.
 ENOUGH = 256
 
 
@@ -35,14 +35,14 @@ def fit_lens(
     deep: bool,
     complete: Complete = as_they_are,
 ) -> tuple[Tensor, Tensor]:
-    """Weight [hidden, inputs] and bias [hidden] with the least squared error over the generated positions.
+    """Weight [hidden, inputs] and bias [hidden] with the least squared error where tokens with labels are predicted.
 
     inputs: the state at the exit, then (deep) the context, hidden each. complete: gives traces their states. Of a large
     corpus a random part is taken.
     """
     size, device = target.config.hidden_size, target.device
     count = (2 if deep else 1) * size + 1
-    share = ENOUGH * count / max(1, sum(trace.answer_tokens for trace in traces))
+    share = ENOUGH * count / max(1, sum(trace.labels for trace in traces))
     if share < 1:
         traces = random.Random(0).sample(traces, math.ceil(share * len(traces)))
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
@@ -60,17 +60,17 @@ def fit_lens(
 
 
 def _pairs(traces: Sequence[Trace], exit_layer: int, target: Transformer, deep: bool) -> tuple[Tensor, Tensor]:
-    """Inputs [n, inputs] and normalised final states [n, hidden] of the n generated positions of some traces."""
+    """Inputs [n, inputs] and normalised final states [n, hidden] where some traces have labels, n in all."""
 
-    def generated(states: Sequence[Tensor], back: int) -> Tensor:
-        """The states `back` positions before each that predicts a generated token, zero before the text."""
+    def labelled(states: Sequence[Tensor], back: int) -> Tensor:
+        """The states `back` positions before each that predicts a token with a label, zero before the text."""
         shifted = [F.pad(s[: len(s) - back], (0, 0, back, 0)) if back else s for s in states]
-        parts = [s[trace.prompt_tokens - 1 :] for s, trace in zip(shifted, traces, strict=True)]
+        parts = [s[trace.learnt_from - 1 :] for s, trace in zip(shifted, traces, strict=True)]
         return torch.cat(parts).to(target.device, torch.float32)
 
-    early = generated([trace.states[exit_layer] for trace in traces], 0)
+    early = labelled([trace.states[exit_layer] for trace in traces], 0)
     inputs = [F.rms_norm(early, early.shape[-1:], eps=target.norm.eps)]
     final = [trace.states[target.config.num_layers] for trace in traces]
     if deep:
-        inputs.append(target.norm(generated(final, 1)))
-    return torch.cat(inputs, -1), target.norm(generated(final, 0))
+        inputs.append(target.norm(labelled(final, 1)))
+    return torch.cat(inputs, -1), target.norm(labelled(final, 0))

@@ -34,8 +34,9 @@ class Trace:
     """One recorded text of T tokens, the first `prompt_tokens` of them given.
 
     tokens [T] int32. states: number of layers -> [T - 1, hidden] float16, the state of every token that was fed.
-    teacher_ids [T - prompt_tokens, 64] int32 and teacher_probs (float16): the target's most probable next tokens at
-    each position of the answer, at temperature 1, most probable first. A text alone has neither.
+    learnt_from: the first token that heads learn to predict; the answer's first unless said otherwise.
+    teacher_ids [labels, 64] int32 and teacher_probs (float16): the target's most probable tokens in place of each from
+    there on, at temperature 1, most probable first. A text alone has neither.
     """
 
     prompt_tokens: int
@@ -43,11 +44,26 @@ class Trace:
     states: dict[int, Tensor] = field(default_factory=dict)
     teacher_ids: Tensor | None = None
     teacher_probs: Tensor | None = None
+    learnt_from: int = 0
+
+    def __post_init__(self) -> None:
+        self.learnt_from = self.learnt_from or self.prompt_tokens
 
     @property
     def answer_tokens(self) -> int:
         """Tokens after the prompt."""
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def labels(self) -> int:
+        """Tokens that heads learn to predict."""
+        return len(self.tokens) - self.learnt_from
+
+    def answer_alone(self) -> Trace:
+        """The same trace, of whose prompt nothing is learnt."""
+        skipped = self.prompt_tokens - self.learnt_from
+        labels = [None if part is None else part[skipped:] for part in (self.teacher_ids, self.teacher_probs)]
+        return Trace(self.prompt_tokens, self.tokens, self.states, *labels)
 
 
 # What gives traces the states and labels that their corpus does not hold.
@@ -62,8 +78,8 @@ def as_they_are(traces: Sequence[Trace]) -> Sequence[Trace]:
 class _Recorder:
     """Collects the trace of one row, step by step."""
 
-    def __init__(self, prompt: Sequence[int], layers: Collection[int]) -> None:
-        self.prompt_tokens = len(prompt)
+    def __init__(self, prompt: Sequence[int], layers: Collection[int], learnt_from: int) -> None:
+        self.prompt_tokens, self.learnt_from = len(prompt), learnt_from
         self.tokens = list(prompt)
         self.states: dict[int, list[Tensor]] = {n: [] for n in layers}
         self.teacher: list[tuple[Tensor, Tensor]] = []
@@ -71,7 +87,7 @@ class _Recorder:
     def trace(self) -> Trace:
         tokens = torch.tensor(self.tokens, dtype=torch.int32)
         if not self.teacher:
-            return Trace(self.prompt_tokens, tokens)
+            return Trace(self.prompt_tokens, tokens, learnt_from=self.learnt_from)
         ids, probs = zip(*self.teacher, strict=True)
         return Trace(
             self.prompt_tokens,
@@ -79,6 +95,7 @@ class _Recorder:
             {n: torch.cat(parts) for n, parts in self.states.items()},
             torch.stack(ids).to("cpu", torch.int32),
             torch.stack(probs).to("cpu", torch.float16),
+            self.learnt_from,
         )
 
 
@@ -91,15 +108,22 @@ def record_batch(
     temperatures: Sequence[float],
     eos: Collection[int],
     seed: int,
+    learnt_from: Sequence[int] | None = None,
 ) -> list[Trace]:
     """Continue every prompt once at each temperature (0: greedily), all at once; traces prompt by prompt.
 
     States are recorded after each of the `layers`, of which `num_layers` are the final ones; without any layer, nothing
-    but the text. Every output has at least one token.
+    but the text. learnt_from: the first token of every prompt that has labels, in its first trace; None: of its answer.
+    Every output has at least one token.
     """
     device = target.device
     generator = torch.Generator(device).manual_seed(seed)
-    recorders = [_Recorder(prompt, layers) for prompt in prompts for _ in temperatures]
+    learnt_from = learnt_from or [len(prompt) for prompt in prompts]
+    recorders = [
+        _Recorder(prompt, layers, len(prompt) if again else first)
+        for prompt, first in zip(prompts, learnt_from, strict=True)
+        for again in range(len(temperatures))
+    ]
     heat = torch.tensor(list(temperatures) * len(prompts), device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     cache = target.new_cache(int(lengths.max()) + max_new_tokens, batch=len(prompts))
@@ -108,6 +132,11 @@ def record_batch(
         padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
 
     states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
+    if layers:
+        counts = zip(learnt_from, lengths.tolist(), strict=True)
+        known = [final[row, first - 1 : end - 1] for row, (first, end) in enumerate(counts)]
+        for recorder, (ids, probs) in zip(recorders[:: len(temperatures)], _labels(target, known), strict=True):
+            recorder.teacher += zip(ids, probs, strict=True)
     # The prompt is run once, however often it is continued.
     fan = torch.arange(len(prompts), device=device).repeat_interleave(len(temperatures))
     if len(temperatures) > 1:
@@ -147,12 +176,17 @@ def record_batch(
 
 
 def record_given(
-    target: Transformer, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], layers: Sequence[int]
+    target: Transformer,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    learnt_from: Sequence[int] | None = None,
 ) -> list[Trace]:
-    """What the target computes while it reads each prompt and its answer, of one token or more; `layers` as above."""
+    """What the target computes while it reads each prompt and its answer, of one token or more; the rest as above."""
+    learnt_from = learnt_from or [len(prompt) for prompt in prompts]
     texts = [
-        Trace(len(prompt), torch.tensor([*prompt, *answer], dtype=torch.int32))
-        for prompt, answer in zip(prompts, answers, strict=True)
+        Trace(len(prompt), torch.tensor([*prompt, *answer], dtype=torch.int32), learnt_from=first)
+        for prompt, answer, first in zip(prompts, answers, learnt_from, strict=True)
     ]
     return reread(target, texts, layers) if layers else texts
 
@@ -166,21 +200,28 @@ def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -
     cache = target.new_cache(fed.shape[1], batch=len(texts)) if target.device.type == "cpu" else None
     states, final = _run_by_exits(target, target.embed(fed.to(target.device)), layers, cache, 0)
     stored = {n: _storable(n, layer_states) for n, layer_states in states.items()}
-    answers = [slice(text.prompt_tokens - 1, len(text.tokens) - 1) for text in texts]
-    predicting = torch.cat([final[row, answer] for row, answer in enumerate(answers)])
-    taught = [_teacher(target.logits(part).float()) for part in predicting.split(LAWS)]
-    counts = [text.answer_tokens for text in texts]
-    ids, probs = (torch.cat(parts).split(counts) for parts in zip(*taught, strict=True))
+    predicting = [final[row, text.learnt_from - 1 : len(text.tokens) - 1] for row, text in enumerate(texts)]
     return [
         Trace(
             text.prompt_tokens,
             text.tokens,
             {n: layer_states[row, : len(text.tokens) - 1] for n, layer_states in stored.items()},
-            ids[row].to(torch.int32),
-            probs[row].to(torch.float16),
+            ids.to(torch.int32),
+            probs.to(torch.float16),
+            text.learnt_from,
         )
-        for row, text in enumerate(texts)
+        for row, (text, (ids, probs)) in enumerate(zip(texts, _labels(target, predicting), strict=True))
     ]
+
+
+def _labels(target: Transformer, states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Ids and probabilities [n, 64] of the most probable tokens after each of some final states [n, hidden]."""
+    counts = [len(part) for part in states]
+    if not sum(counts):
+        return [(torch.zeros(0), torch.zeros(0))] * len(states)
+    taught = [_teacher(target.logits(part).float()) for part in torch.cat(list(states)).split(LAWS)]
+    ids, probs = (torch.cat(parts).split(counts) for parts in zip(*taught, strict=True))
+    return list(zip(ids, probs, strict=True))
 
 
 def _storable(layer: int, states: Tensor) -> Tensor:

@@ -45,13 +45,14 @@ MAX_GRAD_NORM = 1.0
 # Weight of each further draft position relative to the one before: fewer rounds get there.
 DEPTH_DECAY = 0.8
 # What heads of one pass have in common: how they go through the corpus.
-SHARED = ("train_tokens", "batch", "epochs", "seed")
+SHARED = ("train_tokens", "learn", "batch", "epochs", "seed")
 
 
 def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str, Any]]) -> None:
     """Train a head in every folder by its settings; write `head.safetensors` and `card.json` there.
 
-    EesdError for heads that cannot share a pass, a corpus of another model, or one without the states of an exit layer.
+    EesdError for heads that cannot share a pass, and a corpus of another model, without the states of an exit layer, or
+    without the labels that they need.
     """
     shared = shared_settings(heads)
     config = load_config(model_dir)
@@ -65,12 +66,19 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             f"{corpus}: written by a model with fingerprint {index['model']}, but {model_dir} has "
             f"{fingerprint(model_dir)}. Generate the corpus again."
         )
+    if shared["learn"] == "texts" and index["settings"]["labels"] != "texts":
+        raise EesdError(
+            f"{corpus}: has no labels of prompts, which heads with `learn: texts` need. Generate it again: a corpus "
+            "has them if such a head is defined on it."
+        )
     target = load_target(model_dir, "float32", layers=[*read, config.num_layers - 1])
     layers = [*read, config.num_layers]
     splits = {split: read_corpus(corpus, layers, split) for split in ("train", "calibration", "evaluation")}
     complete = completer(index, model_dir, layers)
     began = perf_counter()
     traces = limit_tokens(splits["train"], shared["train_tokens"], shared["seed"])
+    if shared["learn"] == "answers":
+        traces = [trace.answer_alone() for trace in traces]
     trainings = []
     for out, settings in heads.items():
         torch.manual_seed(settings["seed"])
@@ -85,6 +93,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "model": model_dir.name,
             "fingerprint": fingerprint(model_dir),
             "train_tokens": sum(trace.answer_tokens for trace in traces),
+            "train_labels": sum(trace.labels for trace in traces),
             "train_seconds": round(seconds + training.earlier_s, 1),
             "trained_with": [other.name for other in heads if other != out],
             "corpus": index["settings"],

@@ -105,7 +105,7 @@ def test_heads_of_one_pass_are_those_of_passes_of_their_own(model, texts, tmp_pa
 
 
 def test_heads_that_go_through_the_corpus_differently_do_not_share_a_pass(model, corpus, tmp_path):
-    with pytest.raises(EesdError, match=r"share train_tokens, batch, epochs, seed; here batch is \[4, 8\]"):
+    with pytest.raises(EesdError, match=r"share train_tokens, learn, batch, epochs, seed; here batch is \[4, 8\]"):
         train_heads(model, corpus, {tmp_path / "a": HEAD, tmp_path / "b": {**HEAD, "batch": 8}})
 
 
@@ -114,3 +114,51 @@ def test_every_head_has_settings_and_a_folder(names, tmp_path):
     assert pair([tmp_path / "a", tmp_path / "b"], [HEAD, HEAD]) == {tmp_path / "a": HEAD, tmp_path / "b": HEAD}
     with pytest.raises(EesdError, match=r"2 --settings and . different --out: give one of each"):
         pair([tmp_path / name for name in names], [HEAD, HEAD])
+
+
+@pytest.fixture(scope="module")
+def labelled(model, settings, tmp_path_factory):
+    """The corpus of the other tests, with labels of its prompts."""
+    out = tmp_path_factory.mktemp("labelled") / "default"
+    generate_corpus(model, {**settings, "labels": "texts"}, out)
+    return out
+
+
+@pytest.mark.parametrize("kind", [DEEP, MEDUSA], ids=["deep", "medusa"])
+def test_heads_learn_from_prompts_too(model, corpus, labelled, tmp_path, kind):
+    head, cards = {**HEAD, **kind, "epochs": 2}, {}
+    for name, folder, learn in (
+        ("plain", corpus, "answers"),
+        ("alone", labelled, "answers"),
+        ("whole", labelled, "texts"),
+    ):
+        train_heads(model, folder, {tmp_path / name: {**head, "learn": learn}})
+        cards[name] = json.loads((tmp_path / name / "card.json").read_text())
+    # Labels that are not learnt from change nothing.
+    assert (tmp_path / "alone" / "head.safetensors").read_bytes() == (
+        tmp_path / "plain" / "head.safetensors"
+    ).read_bytes()
+    assert cards["alone"]["train_labels"] == cards["whole"]["train_tokens"] < cards["whole"]["train_labels"]
+    assert (tmp_path / "whole" / "head.safetensors").read_bytes() != (
+        tmp_path / "plain" / "head.safetensors"
+    ).read_bytes()
+    traces = read_corpus(labelled, [2, 4], "train")["asdiv"]
+    assert len({tuple(trace.tokens[: trace.learnt_from].tolist()) for trace in traces}) == 1  # what all begin with
+    for split in ("calibration", "evaluation"):
+        assert all(t.learnt_from == t.prompt_tokens for t in read_corpus(labelled, [2, 4], split)["asdiv"])
+
+
+def test_labels_computed_again_are_those_that_were_stored(model, settings, labelled, tmp_path):
+    generate_corpus(
+        model, {**settings, "states": "recomputed", "exit_layers": [], "labels": "texts"}, tmp_path / "texts"
+    )
+    stored = read_corpus(labelled, [2, 4], "train")["asdiv"]
+    again = reread(load_target(model, "float32"), read_corpus(tmp_path / "texts", [2, 4], "train")["asdiv"], [2, 4])
+    for one, other in zip(stored, again, strict=True):
+        assert one.learnt_from == other.learnt_from
+        assert torch.equal(one.teacher_ids[:, 0], other.teacher_ids[:, 0])
+
+
+def test_a_corpus_without_labels_of_prompts_is_refused(model, corpus, tmp_path):
+    with pytest.raises(EesdError, match="no labels of prompts"):
+        train_heads(model, corpus, {tmp_path / "x": {**HEAD, "learn": "texts"}})

@@ -64,6 +64,24 @@ def test_a_read_answer_leaves_what_writing_it_left():
             torch.testing.assert_close(other.states[layer], one.states[layer][: total - 1], rtol=2e-3, atol=2e-3)
 
 
+def test_labels_of_prompts_are_the_targets():
+    target, first = tiny_target(), [1, 2, 1, 3]
+    traces = record(target, temperatures=[0.0, 0.9], learnt_from=first)
+    plain = record(target)
+    for trace, again, alone, learnt_from in zip(traces[::2], traces[1::2], plain, first, strict=True):
+        assert trace.learnt_from == learnt_from
+        assert again.learnt_from == again.prompt_tokens  # a prompt is learnt once, however often it is answered
+        assert len(trace.teacher_ids) == trace.labels == len(trace.tokens) - learnt_from
+        final = target.run(target.embed(trace.tokens.long()[None]), slice(None))[0, learnt_from - 1 : -1]
+        assert torch.equal(trace.teacher_ids[:, 0].long(), target.logits(final).argmax(-1))
+        for part in ("tokens", "teacher_ids", "teacher_probs"):
+            assert torch.equal(getattr(trace.answer_alone(), part), getattr(alone, part))
+    answers = [trace.tokens[trace.prompt_tokens :].tolist() for trace in plain]
+    for given, trace in zip(record_given(target, PROMPTS, answers, [1, 3], first), traces[::2], strict=True):
+        assert given.learnt_from == trace.learnt_from
+        assert torch.equal(given.teacher_ids[:, 0], trace.teacher_ids[:, 0])
+
+
 def test_sampling_follows_its_seed():
     target = tiny_target()
 

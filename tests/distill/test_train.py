@@ -34,6 +34,7 @@ HEAD = {
     "context": "none",
     "output_head": "free",
     "loss": {"soft": 1.0},
+    "learn": "answers",
     "depth": 2,
     "train_tokens": None,
     "vocab_rows": 64,
