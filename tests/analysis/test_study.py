@@ -58,6 +58,14 @@ def test_figure_names_study_values_tasks_and_seeds(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_seeds_that_meet_a_budget_about_share_a_point(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, "train_tokens", [1000, 2000], seeds=3)
+    table = pd.read_csv(folder / "heads.csv")
+    table["train_tokens"] += 3 * table["seed"]
+    table.to_csv(folder / "heads.csv", index=False)
+    assert sorted(set(read_study(folder)["value"])) == [1003, 2003]
+
+
 @pytest.mark.parametrize("key", ["init", "train_tokens"])
 @pytest.mark.parametrize("without", [["xsum"], ["asdiv", "xsum"]])
 def test_chain_lengths_that_were_not_measured_are_said_to_be_missing(
