@@ -13,9 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eesd.bench.load import machine
+from eesd.bench.load import BUSY, DISTURBED
 from eesd.errors import EesdError
 
+FACTS = (
+    "model",
+    "device",
+    "dtype",
+    "engine",
+    "threads",
+    "exit_layer",
+    "read_bandwidth_bytes_per_s",
+    "controller_step_s",
+)
 AGAIN = "Measure again with `eesd hardware`."
 
 
@@ -29,8 +39,8 @@ class Measured:
 
     @property
     def machine(self) -> str:
-        """The device, and whether others used it at the time."""
-        return machine(self.facts)
+        """The device, which says so if others used it too; older files do not know."""
+        return self.facts["device"] + (BUSY if self.facts.get("crowding", 0) > DISTURBED else "")
 
     @property
     def hardware(self) -> str:
@@ -71,10 +81,10 @@ def read_measured(path: Path | str) -> Measured:
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
         seconds = {(c["path"], c["query_tokens"], c["context_tokens"]): c["seconds"] for c in facts["costs"]}
-        found = Measured(Path(path), facts, seconds)
-        _ = found.hardware, found.how, facts["exit_layer"], facts["read_bandwidth_bytes_per_s"]
-        _ = facts["controller_step_s"], [c["bytes"] for c in facts["costs"]]
-    except (OSError, AttributeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        absent = [fact for fact in FACTS if fact not in facts]
+        if absent:
+            raise KeyError(*absent)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise EesdError(f"{path}: not a cost table ({error!r}). `eesd hardware` writes one.") from error
     bad = [key for key, value in seconds.items() if not isinstance(value, int | float) or not 0 < value < math.inf]
     if bad:
@@ -82,4 +92,4 @@ def read_measured(path: Path | str) -> Measured:
         raise EesdError(f"{path}: {piece} of {query} tokens at context {context} has no time above zero. {AGAIN}")
     if not seconds:
         raise EesdError(f"{path}: an empty cost table. {AGAIN}")
-    return found
+    return Measured(Path(path), facts, seconds)

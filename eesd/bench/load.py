@@ -8,20 +8,13 @@ crowding.share()                      # 0.0 alone; 0.5 where one of two threads 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
 
 import psutil
 
 # Beyond this share a measurement is called disturbed: an idle system has a few percent of its own.
 DISTURBED = 0.05
 BUSY = ", machine busy"  # what is said of one
-
-
-def machine(costs: Mapping[str, Any]) -> str:
-    """The machine of a file of `eesd hardware`, which says so if others used it too; older files do not know."""
-    return costs["device"] + (BUSY if costs.get("crowding", 0) > DISTURBED else "")
 
 
 class Crowding:

@@ -37,7 +37,7 @@ class Memory:
         try:
             self.kept = pickle.loads(self.path.read_bytes())
             found: dict[str, Any] = pickle.loads(self.kept[frozenset(done)])
-        except (OSError, KeyError, pickle.UnpicklingError, EOFError):
+        except (FileNotFoundError, KeyError, pickle.UnpicklingError, EOFError):
             return False
         for name, controllers in found.items():
             self.methods[name] = self.methods[name].with_controllers(*controllers)

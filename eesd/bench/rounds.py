@@ -64,19 +64,26 @@ def time_rounds(
     """
     drafter, controller = ExitHeadDrafter(head, exit_layer), Shuffled(k_max=longest)
     # The end of an output cuts drafts short, so it is put off by one more draft.
-    new = min(count * (longest + 1) + longest + 2, target.config.max_positions - 1)
-    prompt = [1] * max(1, min(context - new // 2, target.config.max_positions - new))
+    new, prompt = _around(context, count * (longest + 1) + longest + 2, target)
+    plain = _around(context, count + 1, target)
     found: dict[int, list[float]] = defaultdict(list)
     vanilla: list[float] = []
     while min(len(found[k]) for k in range(longest + 1)) < count:
-        for one, seconds in _timed(target, prompt, new, drafter=drafter, controller=controller):
+        for one, seconds in _timed(target, new, prompt, drafter=drafter, controller=controller):
             found[one.drafted].append(seconds)
-        vanilla += [seconds for _, seconds in _timed(target, [1] * max(1, context - count // 2), count + 1)]
+        vanilla += [seconds for _, seconds in _timed(target, *plain)]
         tick()
     return [statistics.median(found[k]) for k in range(longest + 1)], statistics.median(vanilla)
 
 
-def _timed(target: Transformer, prompt: Sequence[int], new: int, **method: Any) -> list[tuple[Round, float]]:
+def _around(context: int, new: int, target: Transformer) -> tuple[int, list[int]]:
+    """Tokens to write, as many as fit, and a prompt that puts their middle at a context length."""
+    limit = target.config.max_positions
+    new = min(new, limit - 1)
+    return new, [1] * max(1, min(context - new // 2, limit - new))
+
+
+def _timed(target: Transformer, new: int, prompt: Sequence[int], **method: Any) -> list[tuple[Round, float]]:
     """Rounds of a generation with the seconds of each."""
     ends: list[float] = []
 

@@ -129,9 +129,9 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
             times = min(-(-wanted // len(chosen)), len(settings["temperatures"])) if again else 1
             temperatures = settings["temperatures"][:times] if again else [0.0]
             size = max(1, settings["batch"] // times)
-            # What all prompts of a task begin with teaches nothing new.
-            common = max(1, _common([ids for _, ids in chosen]))
             learns = split == "train" and settings["labels"] == "texts"
+            # What all prompts of a task begin with teaches nothing new.
+            common = max(1, _common([ids for _, ids in chosen])) if learns else 0
             for i in range(0, len(chosen), size):
                 items, prompts = zip(*chosen[i : i + size], strict=True)
                 answers = [_given_answer(item, task, settings, tokenizer) for item in items] if given else None

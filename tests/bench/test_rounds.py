@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from eesd.bench.hardware import Pieces
-from eesd.bench.rounds import Shuffled, decision_times, time_rounds
+from eesd.bench.rounds import Shuffled, _around, decision_times, time_rounds
 from eesd.control import CONTROLLERS
 from eesd.models.shapes import random_target
 from tests.toys import tiny_config
@@ -33,3 +33,12 @@ def test_every_controller_has_a_price():
     found = decision_times(rounds=20)
     assert set(found) == set(CONTROLLERS.names())
     assert all(0 < seconds < 1e-2 for seconds in found.values())
+
+
+def test_what_is_decoded_fits_the_model():
+    target = random_target(tiny_config(), torch.float32, "cpu")
+    limit = target.config.max_positions
+    assert _around(100, 20, target) == (20, [1] * 90)
+    for context, new in ((limit - 16, 60), (5, 60), (limit, 2 * limit)):
+        written, prompt = _around(context, new, target)
+        assert 1 <= len(prompt) <= limit - written
