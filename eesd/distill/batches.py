@@ -24,26 +24,30 @@ class Batch:
     """`batch` traces of at most `seq` + 1 tokens; position i has seen token i and predicts token i + 1.
 
     states [batch, seq, hidden]: after the exit layer, None for heads without one. final [batch, seq, hidden]: the
-    target's, normalised. context [batch, seq, hidden]: `final` one position before, zero at the start. first: no token
-    with a label is predicted before this position. begins, ends [batch]: the first position that predicts one, and one
-    past the last. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the next one) hold nothing
-    elsewhere.
+    target's, normalised. context [batch, seq, hidden]: `final` one position before, zero at the start.
+    begins, ends [batch]: the first position that predicts a token with a label, and one past the last. answers [batch]:
+    the first that predicts one of the answer. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the
+    next one) hold nothing outside begins and ends.
     """
 
     states: Tensor | None
     final: Tensor
     context: Tensor
-    first: int
     begins: Tensor
+    answers: Tensor
     ends: Tensor
     teacher_ids: Tensor
     teacher_probs: Tensor
     tokens: Tensor
 
     def predicting(self, depth: int) -> Tensor:
-        """Where a prediction counts as the `depth`-th (1 ..) drafted token of a round: [batch, seq] booleans."""
+        """Where a prediction counts as the `depth`-th (1 ..) drafted token of a round: [batch, seq] booleans.
+
+        Prompts teach first drafted tokens only: further ones cost as much and nobody drafts there.
+        """
         positions = torch.arange(self.final.shape[1], device=self.final.device)
-        return (positions >= self.begins[:, None] + depth - 1) & (positions < self.ends[:, None])
+        begins = self.begins if depth == 1 else self.answers
+        return (positions >= begins[:, None] + depth - 1) & (positions < self.ends[:, None])
 
 
 def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) -> Batch:
@@ -70,8 +74,8 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
         _padded([trace.states[exit_layer] for trace in traces], device) if exit_layer else None,
         final,
         F.pad(final[:, :-1], (0, 0, 1, 0)),
-        int(begins.min()),
         begins.to(device),
+        torch.tensor([trace.prompt_tokens - 1 for trace in traces], device=device),
         lengths.to(device),
         spread([trace.teacher_ids for trace in traces], torch.long),
         spread([trace.teacher_probs for trace in traces], torch.float32),
@@ -85,14 +89,17 @@ def _padded(states: list[Tensor], device: torch.device) -> Tensor:
 
 
 def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[Trace]]:
-    """All traces once, in batches of similar length (padding costs time) and random order."""
+    """All traces once, in batches of similar length (padding costs time) and random order.
+
+    Traces whose prompts teach keep to themselves: a batch is rolled out from where the first of its traces learns.
+    """
     shuffled = list(traces)
     rng = random.Random(seed)
     rng.shuffle(shuffled)
     pool = 8 * batch
     batches = []
     for i in range(0, len(shuffled), pool):
-        alike = sorted(shuffled[i : i + pool], key=lambda trace: len(trace.tokens))
+        alike = sorted(shuffled[i : i + pool], key=lambda trace: (trace.prompt_teaches, len(trace.tokens)))
         batches += [alike[j : j + batch] for j in range(0, len(alike), batch)]
     rng.shuffle(batches)
     return batches

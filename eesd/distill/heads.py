@@ -132,13 +132,13 @@ class ExitStudent(Student):
 
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
-        rotary = self.target.rotary
-        estimates = rollout(self.module, batch.states, batch.context, rotary, depth, batch.first)
+        first, later = int(batch.begins.min()), int(batch.answers.min())
+        estimates = rollout(self.module, batch.states, batch.context, self.target.rotary, depth, first, later)
         logits = None
         for step, estimate in enumerate(estimates, 1):
             where = batch.predicting(step)
             if self.module.deep or step == 1:
-                logits = self.module.logits(estimate[where[:, batch.first :]])
+                logits = self.module.logits(estimate[where[:, -estimate.shape[1] :]])
                 yield where, logits
             else:  # without deep context every depth predicts the same
                 yield where, logits[where[batch.predicting(1)]]

@@ -55,6 +55,11 @@ class Trace:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def prompt_teaches(self) -> bool:
+        """Whether heads learn to predict some of the prompt."""
+        return self.learnt_from < self.prompt_tokens
+
+    @property
     def labels(self) -> int:
         """Tokens that heads learn to predict."""
         return len(self.tokens) - self.learnt_from

@@ -1,6 +1,7 @@
 """A head's estimates as decoding makes them: at the first drafted token, at the second, and so on.
 
-    estimates = rollout(head, states, context, rotary, depth=3, first=40)   # three tensors [batch, seq - 40, hidden]
+    estimates = rollout(head, states, context, rotary, depth=3, first=0, later=40)
+    # [batch, seq, hidden] at the first drafted token, [batch, seq - 40, hidden] at the second and third
 
 With deep context only the first drafted token of a round sees verified contexts; those after it see what the head has
 estimated on the way, in their inputs and in the keys and values of the tokens drafted before them. Estimate j of
@@ -20,13 +21,14 @@ from eesd.models.transformer import Rotary, run_layers
 
 
 def rollout(
-    head: ExitHead, states: Tensor, context: Tensor | None, rotary: Rotary, depth: int, first: int
+    head: ExitHead, states: Tensor, context: Tensor | None, rotary: Rotary, depth: int, first: int, later: int
 ) -> list[Tensor]:
-    """Estimates of final states [batch, seq - first, hidden] at depths 1 .. `depth`.
+    """Estimates of final states at depths 1 .. `depth`: [batch, seq - first, hidden], but of depths above 1
+    [batch, seq - later, hidden].
 
     states [batch, seq, hidden] at the exit. context: normalised final states one position before, or None for a head
-    without deep context, whose estimates are the same at every depth. Depth j means something from position
-    first + j - 1 on.
+    without deep context, whose estimates are the same at every depth. later (at least `first`): depth j > 1 means
+    something from position later + j - 1 on.
     """
     if not head.deep:
         hidden = run_layers([head.layer], rotary, states, [None])
@@ -40,15 +42,17 @@ def rollout(
     attended = _attend(q[:, :, first:], k, v, (ages >= 0) & (ages < window), [])
     estimate = head.leave(states[:, first:], context[:, first:], head.layer.finish(entered[:, first:], attended))
     estimates, bank = [estimate], []
-    later, angles = states[:, first:], tuple(part[:, :, first:] for part in angles)
+    estimate, states, ages = estimate[:, later - first :], states[:, later:], ages[later - first :]
+    angles = tuple(part[:, :, later:] for part in angles)
     for step in range(1, depth):
-        context = F.pad(estimates[-1][:, :-1], (0, 0, 1, 0))
-        entered = head.enter(later, context)
+        context = F.pad(estimate[:, :-1], (0, 0, 1, 0))
+        entered = head.enter(states, context)
         q, own_k, own_v = head.layer.heads(head.layer.attn_norm(entered), angles)
         # One position further in the draft, the keys of the depths before lie one further back.
         bank = [(_back(k_), _back(v_)) for k_, v_ in bank] + [(own_k, own_v)]
         attended = _attend(q, k, v, (ages >= step) & (ages < window), bank)
-        estimates.append(head.leave(later, context, head.layer.finish(entered, attended)))
+        estimate = head.leave(states, context, head.layer.finish(entered, attended))
+        estimates.append(estimate)
     return estimates
 
 

@@ -148,6 +148,21 @@ def test_heads_learn_from_prompts_too(model, corpus, labelled, tmp_path, kind):
         assert all(t.learnt_from == t.prompt_tokens for t in read_corpus(labelled, [2, 4], split)["asdiv"])
 
 
+@pytest.mark.parametrize("kind", [DEEP, MEDUSA], ids=["deep", "medusa"])
+def test_prompts_teach_first_drafted_tokens_alone(model, labelled, kind):
+    traces = read_corpus(labelled, [2, 4], "train")["asdiv"][:6]
+    student = make_student({**HEAD, **kind}, load_target(model, "float32"), traces)
+    whole, alone = (
+        list(student.predictions(student.batch(part), 3)) for part in (traces, [t.answer_alone() for t in traces])
+    )
+    assert [len(logits) for _, logits in whole] == [sum(t.labels for t in traces), *(len(x) for _, x in alone[1:])]
+    in_answers = alone[0][0][whole[0][0]]
+    torch.testing.assert_close(whole[0][1][in_answers], alone[0][1])
+    for (where, logits), (expected_where, expected) in zip(whole[1:], alone[1:], strict=True):
+        assert torch.equal(where, expected_where)
+        torch.testing.assert_close(logits, expected)
+
+
 def test_labels_computed_again_are_those_that_were_stored(model, settings, labelled, tmp_path):
     generate_corpus(
         model, {**settings, "states": "recomputed", "exit_layers": [], "labels": "texts"}, tmp_path / "texts"

@@ -267,6 +267,12 @@ def test_every_trace_is_seen_once_an_epoch(corpus):
     assert sorted(id(t) for batch in batches for t in batch) == sorted(map(id, traces))
 
 
+def test_traces_whose_prompts_teach_are_batched_together():
+    traces = [Trace(10, torch.zeros(30), learnt_from=2 if i % 2 else 10) for i in range(64)]
+    kinds = [{trace.prompt_teaches for trace in batch} for batch in epoch_batches(traces, 8, seed=0)]
+    assert sorted(map(len, kinds)) == [1] * 8
+
+
 def test_learning_rate_warms_up_and_decays():
     factors = [learning_rate_factor(step, 100) for step in range(100)]
     assert factors[0] < factors[4] == 1.0
