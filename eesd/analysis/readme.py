@@ -101,10 +101,9 @@ def _agreement(table: pd.DataFrame) -> str:
         found = ", ".join(f"{task_label(row.task)} {row.top1_agreement:.2f}" for row in rows.itertuples())
         first = rows.iloc[0]
         where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
-        sentences.append(
-            f"Held-out top-1 agreement of head `{head}` ({where}, {first.train_tokens:,} training "
-            f"tokens) with the target: {found}."
-        )
+        prompts = first.train_labels - first.train_tokens
+        learnt = f"{first.train_tokens:,} training tokens" + (f" and {prompts:,} of prompts" if prompts else "")
+        sentences.append(f"Held-out top-1 agreement of head `{head}` ({where}, {learnt}) with the target: {found}.")
     return "\n".join(sentences)
 
 

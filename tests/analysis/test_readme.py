@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from eesd.analysis.provenance import write_provenance
@@ -40,6 +41,14 @@ def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: P
     block = results_block(published)
     for words in ("Toy CPU", "against vanilla", "against hf_generate", "Tokens per round", "top-1", "7 identical"):
         assert words in block
+
+
+def test_what_heads_learnt_from_is_told_apart(published: Path) -> None:
+    assert "(layer 4, 60,000 training tokens) with" in results_block(published)
+    table = published / "default" / "tables" / "heads.csv"
+    heads = pd.read_csv(table)
+    heads.assign(train_labels=heads["train_tokens"] + 1234).to_csv(table, index=False)
+    assert "(layer 4, 60,000 training tokens and 1,234 of prompts) with" in results_block(published)
 
 
 def test_every_published_run_is_shown(published: Path) -> None:
