@@ -27,7 +27,7 @@ def test_steps_equal_the_whole_sequence(pieces, lens, deep):
     target = tiny_target()
     head = tiny_head(target, rows=20, lens=lens, deep=deep)
     states, context = torch.randn(2, 1, 10, target.config.hidden_size)
-    whole = rollout(head, states, context, target.rotary, depth=1, first=0)[0]
+    whole = rollout(head, states, context, target.rotary, depth=1, first=0, later=0)[0]
     cache, slot = target.new_cache(10, num_layers=1), 0
     for piece, before in zip(states.split(pieces, 1), context.split(pieces, 1), strict=True):
         estimate = head.step(piece, before if deep else None, target.rotary, cache, slot)
@@ -81,7 +81,9 @@ def test_training_sees_the_estimates_that_decoding_makes(lens):
     states = target.run(target.embed(tokens), slice(0, 2))
     final = target.run(states, slice(2, None))
     context = F.pad(target.norm(final)[:, :-1], (0, 0, 1, 0))
-    rolled = rollout(head, states, context, target.rotary, depth=4, first=3)
+    first, later = 1, 3
+    rolled = rollout(head, states, context, target.rotary, depth=4, first=first, later=later)
+    assert [x.shape[1] for x in rolled] == [13, 11, 11, 11]
     for begin in range(4, 10):
         cache, drafter = target.new_cache(32), ExitHeadDrafter(head, 2)
         early = target.run(target.embed(tokens[:, :begin]), slice(0, 2), cache)
@@ -90,7 +92,7 @@ def test_training_sees_the_estimates_that_decoding_makes(lens):
         chain = Scripted(tokens[0, begin + 1 : begin + 5].tolist(), head)
         drafter.draft(chain, int(tokens[0, begin]), begin)
         for depth, found in enumerate(chain.seen):
-            expected = head.logits(rolled[depth][0, begin + depth - 3])
+            expected = head.logits(rolled[depth][0, begin + depth - (later if depth else first)])
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

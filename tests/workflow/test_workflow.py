@@ -169,7 +169,7 @@ def test_studies_are_a_target_of_their_own(snakemake, root: Path):
     result = snakemake("--dry-run", "studies", "--configfile", str(root / "config" / "studies.yaml"))
     assert result.returncode == 0, result.stdout
     jobs = planned(result.stdout)
-    assert jobs["tabulate_study"] == jobs["draw_study"] == 7 and "bench_group" not in jobs
+    assert jobs["tabulate_study"] == jobs["draw_study"] == 8 and "bench_group" not in jobs
     result = snakemake("--dry-run", "publish_studies", "--configfile", str(root / "config" / "studies.yaml"))
     published = planned(result.stdout)
     assert published.pop("publish_studies") == jobs.pop("studies") == 1 and published == jobs
