@@ -210,12 +210,14 @@ def load_state(
     config = load_config(folder) if config is None else config
     located = _locate(folder, _shards(folder))
     parts = _check_names(folder, located, config)
-    files = {shard: _open(folder / shard) for shard in set(located.values())}
+    # Tensors stay views of their file. Those that are stacked are copied: what was read for them, half of a model, goes
+    # with a mapping of their own.
+    files = {(shard, stacked): _open(folder / shard) for shard in set(located.values()) for stacked in (False, True)}
     state = {}
     for name, sources in parts.items():
         if layers is not None and name.startswith("layers.") and int(name.split(".")[1]) not in layers:
             continue
-        rows = [files[located[source]].get_tensor(source) for source in sources]
+        rows = [files[located[source], len(sources) > 1].get_tensor(source) for source in sources]
         state[name] = (torch.cat(rows) if len(rows) > 1 else rows[0]).to(device=device, dtype=dtype or rows[0].dtype)
     _check_shapes(folder, state, config)
     return state
