@@ -75,7 +75,7 @@ def test_speedup_has_both_baselines_and_counts(tables_dir: Path) -> None:
 
 def test_exit_layers_have_a_line_for_what_they_share(tables_dir: Path) -> None:
     text = svg("exit_layers", tables_dir)
-    assert all(word in text for word in ("static k = 2", "draft_verify", "exit layer", "ASDiv (n = 4)"))
+    assert all(word in text for word in ("static k = 2", "Draft &amp; Verify", "exit layer", "ASDiv (n = 4)"))
 
 
 def test_rounds_are_drawn_against_vanilla(tables_dir: Path, tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def draw_discards(tables_dir: Path) -> Figure:
 def draw_exit_layers(tables_dir: Path) -> Figure:
     """Speedup over vanilla against the layer that drafts exit at: a line for all that differ in nothing else."""
     table = read_table(tables_dir, "exit_layers")
+    # A series begins with the name of its stopping rule.
+    table["series"] = table["series"].str.replace(r"^\w+", lambda rule: method_label(rule[0]), regex=True)
     labels = list(dict.fromkeys(table["series"]))
     looks = {
         label: {"color": color, "marker": marker}
