@@ -102,7 +102,7 @@ def _check_published(config: Config) -> None:
             known = ", ".join(published_heads(model)) or "none"
             raise EesdError(
                 f"Configuration, run.heads: no published head '{missing[0]}' for model {model} (published: {known}). "
-                "Set it to train, or leave out the groups, views and replays that use this head."
+                "Set it to train, or let what runs use heads that are published, as config/best.yaml does."
             )
         for head in sorted(needed):
             _check_same_kind(config["heads"][head], PUBLISHED_HEADS / model / head / "card.json", head)

@@ -12,10 +12,10 @@ from tests.test_settings import overlay
 
 
 def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
-    heads = "heads: {deep4: {exit_layer: 6}}\nrun: {groups: [main], replays: [%s]}"
-    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep4' exits at layer 6, but .* measured for 4"):
+    heads = "heads: {deep1: {exit_layer: 6}}\nrun: {groups: [main], replays: [%s]}"
+    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep1' exits at layer 6, but .* measured for 1"):
         load_config([overlay(tmp_path, heads % "")])
-    with pytest.raises(EesdError, match=r"replays.steps: head 'deep4' exits at layer 6"):
+    with pytest.raises(EesdError, match=r"replays.steps: head 'deep1' exits at layer 6"):
         load_config([overlay(tmp_path, heads % "steps" + "\nmethods: {eesd_cost: {costs: mine.json}}")])
     assert load_config([overlay(tmp_path, heads % "steps" + "\nhardware: {exit_layer: 6}")])
 
@@ -23,11 +23,11 @@ def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
 def test_a_predicted_head_exits_where_costs_are_measured(tmp_path: Path):
     """Its replay is priced by another model's table alone, but its group is decoded, so its speed is predicted."""
     text = """
-heads: {deep4: {exit_layer: 6}}
+heads: {deep1: {exit_layer: 6}}
 run: {groups: [%s], replays: [steps], views: []}
 groups: {one: {methods: [vanilla, eesd]}, two: {methods: [vanilla, lookup]}}
 replays: {steps: {group: one, costs: [nvidia-h200/llama-2-70b]}}"""
-    with pytest.raises(EesdError, match=r"replays.steps, predicted: head 'deep4' exits at layer 6"):
+    with pytest.raises(EesdError, match=r"replays.steps, predicted: head 'deep1' exits at layer 6"):
         load_config([overlay(tmp_path, text % "one")])
     assert load_config([overlay(tmp_path, text % "two")])
 

@@ -242,7 +242,7 @@ def test_method_settings_carry_the_controllers_defaults_and_the_heads_folder():
     config = load_config()
     assert resolve_method(config, MODEL, "vanilla") == {}
     method = resolve_method(config, MODEL, "eesd")
-    assert (method["head"], method["head_path"]) == ("deep4", f"results/heads/{MODEL}/deep4")
+    assert (method["head"], method["head_path"]) == ("deep1", f"results/heads/{MODEL}/deep1")
     assert method["controller"]["name"] == "beta_ts"
     assert method["controller"]["prior"] == [1.0, 1.0]
     assert resolve_method(config, MODEL, "hf_lookup") == {
@@ -287,7 +287,7 @@ def test_replays_name_their_cost_tables(tmp_path: Path):
         EesdError, match=r"Unknown cost table 'nvidia-h200/llama-2-7'\. Did you mean 'nvidia-h200/llama-2-7b'"
     ):
         load_config([overlay(tmp_path, mine % "nvidia-h200/llama-2-7")])
-    deeper = "\nheads: {deep4: {exit_layer: 6}}\nhardware: {exit_layer: 6}"
+    deeper = "\nheads: {deep1: {exit_layer: 6}}\nhardware: {exit_layer: 6}"
     with pytest.raises(EesdError, match="'nvidia-h200/smollm2-135m' of the same model is measured for 4"):
         load_config([overlay(tmp_path, mine % "nvidia-h200/smollm2-135m" + deeper)])
     load_config([overlay(tmp_path, mine % "nvidia-h200/llama-2-7b" + deeper)])
@@ -321,7 +321,7 @@ def test_corpus_records_the_layers_of_all_heads_defined_on_it(tmp_path: Path):
     config = load_config(
         [overlay(tmp_path, "heads: {exit8: {exit_layer: 8}, other: {exit_layer: 2, corpus: own}}\ncorpora: {own: {}}")]
     )
-    assert resolve_corpus(config, "default")["exit_layers"] == [4, 8]
+    assert resolve_corpus(config, "default")["exit_layers"] == [1, 4, 8]
     assert resolve_corpus(config, "own")["exit_layers"] == [2]
     assert resolve_head(config, "exit8")["corpus"] == "default"
 

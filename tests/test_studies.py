@@ -65,11 +65,11 @@ def test_only_studies_that_run_define_heads_and_record_layers(tmp_path: Path):
     config = load_config()
     assert {"exit_layer", "init", "loss", "vocab_rows", "learning_curve", "context"} <= set(config["studies"])
     assert all("." not in head for head in config["heads"])
-    assert resolve_corpus(config, "default")["exit_layers"] == [4]
+    assert resolve_corpus(config, "default")["exit_layers"] == [1, 4]
     with pytest.raises(EesdError, match=r"Unknown study among run\.studies 'init'"):
         study_cards(config, MODEL, "init")
     config = configured(tmp_path, {"run": {"studies": ["exit_layer"]}})
-    assert resolve_corpus(config, "default")["exit_layers"] == [2, 4, 6, 8, 12]
+    assert resolve_corpus(config, "default")["exit_layers"] == [1, 2, 4, 6, 8, 12]
     assert len(config["heads"]) == len(load_config()["heads"]) + 5 * 3
     assert resolve_corpus(config, "default")["labels"] == "answers"
     changed = {"heads": {"deep4": {"learn": "texts"}}}

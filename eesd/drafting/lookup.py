@@ -10,7 +10,7 @@ Before another drafter it takes the rounds in which it finds something, under a 
 drafts the rest. SAM-Decoding (arXiv 2411.10666) and SuffixDecoding (arXiv 2411.04975) join retrieval and a
 drafter in this way.
 
-    eesd_lookup: {drafter: exit_head, head: deep4, controller: {name: draft_verify}, lookup: {min_ngram: 2}}
+    eesd_lookup: {drafter: exit_head, head: deep1, controller: {name: draft_verify}, lookup: {min_ngram: 2}}
 """
 
 from __future__ import annotations

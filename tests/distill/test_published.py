@@ -42,12 +42,12 @@ def test_damaged_weights_and_other_models_are_refused(head, tmp_path):
 
 def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "PUBLISHED_HEADS", tmp_path)
-    (tmp_path / "smollm2-135m/deep4").mkdir(parents=True)
-    made = {"kind": "exit_layer", "exit_layer": 4, "context": "verified", "vocab_rows": 8192}
-    (tmp_path / "smollm2-135m/deep4/card.json").write_text(json.dumps({"settings": made}))
+    (tmp_path / "smollm2-135m/deep1").mkdir(parents=True)
+    made = {"kind": "exit_layer", "exit_layer": 1, "context": "verified", "vocab_rows": 8192}
+    (tmp_path / "smollm2-135m/deep1/card.json").write_text(json.dumps({"settings": made}))
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("run: {heads: published}")
-    with pytest.raises(EesdError, match=r"no published head 'paper4' .*published: deep4"):
+    with pytest.raises(EesdError, match=r"no published head 'paper4' .*published: deep1"):
         settings.load_config([overlay])
     run = "run: {heads: published, groups: [mine], replays: [%s], views: [%s]}"
     mine = run + "\ngroups: {mine: {methods: [vanilla, eesd]}}"
@@ -57,6 +57,6 @@ def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     overlay.write_text(mine % ("", "main"))
     with pytest.raises(EesdError, match="no published head 'paper4'"):
         settings.load_config([overlay])
-    overlay.write_text(mine % ("", "") + "\nheads: {deep4: {vocab_rows: 1024}}")
+    overlay.write_text(mine % ("", "") + "\nheads: {deep1: {vocab_rows: 1024}}")
     with pytest.raises(EesdError, match="vocab_rows is 1024, but the published head has 8192"):
         settings.load_config([overlay])
