@@ -348,7 +348,7 @@ def hardware(
     exit_layer: int = 4,
     dtype: str = "auto",
     contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
-    rounds: int = 11,
+    rounds: int = 24,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one")] = None,
 ) -> None:
     """Measure what every piece of decoding costs on this machine, as a cost table."""

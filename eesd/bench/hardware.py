@@ -3,10 +3,10 @@
     eesd hardware --model resources/models/smollm2-135m --out resources/hardware/here.json
     eesd hardware --shape llama-2-13b --contexts 128,1024,4096 --out a100-llama-2-13b.json       # random weights
 
-All pieces of a context length are timed in turn, round after round in random order, and medians are kept, so that
-drifts of the machine's speed fall on all alike. Before each measurement the caches of the processor are as decoding
-leaves them. On a GPU a piece ends when the host knows its result, as in decoding; only drafting, whose steps decoding
-queues one behind the other, is timed as a queue.
+All pieces are timed in turn, round after round in random order, a few rounds of each context length at a time, and
+medians are kept, so that drifts of the machine's speed fall on all alike. Before each measurement the caches of the
+processor are as decoding leaves them. On a GPU a piece ends when the host knows its result, as in decoding; only
+drafting, whose steps decoding queues one behind the other, is timed as a queue.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,7 +44,9 @@ from eesd.progress import progress
 
 QUERIES = tuple(range(1, 17))
 CONTEXTS = (128, 1024)
-ROUNDS = 11
+ROUNDS = 24
+# Rounds of one context length before the next has its turn: a shared machine is slow for seconds at a time.
+TURN = 4
 DRAFT_ROWS = 8192
 # What is read to measure bandwidth: many times the caches of a processor.
 STREAM_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -61,6 +65,10 @@ class Cost:
     bytes: int
 
 
+# What times are kept under: path, query tokens, bytes.
+Key = tuple[str, int, int]
+
+
 @dataclass(frozen=True)
 class Piece:
     """Something to time: `run()` once, reading `bytes`; `queued` if decoding does not wait for it on a GPU."""
@@ -70,6 +78,10 @@ class Piece:
     run: Callable[[], Any]
     bytes: int
     queued: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.path, self.query_tokens, self.bytes
 
 
 def measure_hardware(
@@ -99,12 +111,19 @@ def measure_hardware(
     peer = _peer(model, target) if model else None
     crowding = Crowding(torch.get_num_threads())
     matmul, stream = matmul_rate(target.device, target.dtype), read_stream(target.device)
-    decisions, costs = decision_times(), []
+    decisions, rng = decision_times(), random.Random(0)
+    times: dict[tuple[Key, int], list[float]] = defaultdict(list)
+    turns = [min(TURN, rounds - done) for done in range(0, rounds, TURN)]
     with progress(f"hardware {name}", len(contexts) * rounds, "round") as bar, torch.inference_mode():
-        for context in contexts:
-            pieces = [*bench.at(context), stream, *([peer(context)] if peer else [])]
-            costs += time_pieces(pieces, context, rounds, target.device, bar.update)
-            costs += bench.rounds(context, rounds)
+        pieces = {context: [*bench.at(context), stream, *([peer(context)] if peer else [])] for context in contexts}
+        for count, context in product(turns, contexts):
+            alone = time_pieces(pieces[context], count, target.device, rng, bar.update)
+            for key, seconds in chain(alone, bench.rounds(pieces[context], context, count)):
+                times[key, context] += seconds
+    costs = [
+        Cost(path, query, context, statistics.median(seconds), size)
+        for ((path, query, size), context), seconds in times.items()
+    ]
     crowded = crowding.share()
     if crowded > DISTURBED:
         print(f"Other processes took {crowded:.0%} of the processors: measure again on a quiet machine.")
@@ -239,16 +258,18 @@ class Pieces:
             pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(slice(cut, None), k), rest))
         return pieces
 
-    def rounds(self, context: int, count: int) -> list[Cost]:
-        """Whole rounds of the decode loop that draft 0, 1 ... tokens, `query_tokens` of them, and vanilla's."""
+    def rounds(self, pieces: Sequence[Piece], context: int, count: int) -> Iterator[tuple[Key, list[float]]]:
+        """Seconds of whole rounds of the decode loop that draft 0, 1 ... tokens, `query_tokens` of them; of vanilla's.
+
+        pieces: what they are made of.
+        """
         longest = max(QUERIES) - 1
-        seconds, vanilla = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
-        pieces = {(piece.path, piece.query_tokens): piece.bytes for piece in self.at(context)}
-        first, draft = pieces["first_layers", 1], pieces["draft", 1]
-        read = [pieces["vanilla", 1]]
-        read += [k * draft + first + pieces["verify_from_exit", k + 1] for k in range(1, longest + 1)]
-        found = [Cost("round", k, context, *one) for k, one in enumerate(zip(seconds, read, strict=True))]
-        return [*found, Cost("vanilla_round", 1, context, vanilla, read[0])]
+        rounds, vanilla = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
+        read = {(piece.path, piece.query_tokens): piece.bytes for piece in pieces}
+        first, draft, whole = read["first_layers", 1], read["draft", 1], read["vanilla", 1]
+        for k, seconds in enumerate(rounds):
+            yield ("round", k, k * draft + first + read["verify_from_exit", k + 1] if k else whole), seconds
+        yield ("vanilla_round", 1, whole), vanilla
 
     def _layers(self, count: int, context: int, layer: Layer | None = None) -> int:
         """Bytes of `count` layers: weights, and the keys and values of the context."""
@@ -264,21 +285,17 @@ def stored_bytes(weight: Tensor) -> int:
 
 
 def time_pieces(
-    pieces: Sequence[Piece], context: int, rounds: int, device: torch.device, tick: Callable[[], Any]
-) -> list[Cost]:
-    """Median seconds of every piece over `rounds` rounds, each in its own random order."""
-    seconds: dict[int, list[float]] = {i: [] for i in range(len(pieces))}
-    rng = random.Random(0)
+    pieces: Sequence[Piece], rounds: int, device: torch.device, rng: random.Random, tick: Callable[[], Any]
+) -> list[tuple[Key, list[float]]]:
+    """Seconds of every piece in each of `rounds` rounds, of which each has its own random order."""
+    seconds: list[list[float]] = [[] for _ in pieces]
     for piece in pieces:
         piece.run()
     for _ in range(rounds):
         for i in rng.sample(range(len(pieces)), len(pieces)):
             seconds[i].append(_seconds(pieces[i].run, device, _calls(device, pieces[i].queued)))
         tick()
-    return [
-        Cost(piece.path, piece.query_tokens, context, statistics.median(seconds[i]), piece.bytes)
-        for i, piece in enumerate(pieces)
-    ]
+    return [(piece.key, found) for piece, found in zip(pieces, seconds, strict=True)]
 
 
 def _seconds(run: Callable[[], Any], device: torch.device, calls: int) -> float:

@@ -1,7 +1,7 @@
 """What whole rounds cost in the decode loop, its Python and the state of the caches included.
 
-    rounds, vanilla = time_rounds(target, head, exit_layer, context=512, count=11, longest=15)
-    rounds[4]                                                                         # seconds of drafting four tokens
+    rounds, vanilla = time_rounds(target, head, exit_layer, context=512, count=4, longest=15)
+    rounds[4]                                                               # seconds of each that drafted four tokens
     decision_times()["cost_ts"]                                                       # seconds of one decision
 
 Pieces timed alone leave out what lies between them. Here the loop itself decodes, its draft lengths in random order, so
@@ -12,9 +12,8 @@ is timed between.
 from __future__ import annotations
 
 import random
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
@@ -55,10 +54,9 @@ def time_rounds(
     context: int,
     count: int,
     longest: int,
-    tick: Callable[[], Any] = lambda: None,
-) -> tuple[list[float], float]:
-    """Median seconds of rounds that draft 0, 1 .. `longest` tokens, at least `count` of each, around a context length;
-    and of a token of vanilla decoding there.
+) -> tuple[list[list[float]], list[float]]:
+    """Seconds of rounds that draft 0, 1 .. `longest` tokens, at least `count` of each, around a context length; and of
+    as many tokens of vanilla decoding there.
 
     The target decodes from a prompt that is shorter than `context` by half of what it is going to write.
     """
@@ -72,8 +70,7 @@ def time_rounds(
         for one, seconds in _timed(target, new, prompt, drafter=drafter, controller=controller):
             found[one.drafted].append(seconds)
         vanilla += [seconds for _, seconds in _timed(target, *plain)]
-        tick()
-    return [statistics.median(found[k]) for k in range(longest + 1)], statistics.median(vanilla)
+    return [found[k] for k in range(longest + 1)], vanilla
 
 
 def _around(context: int, new: int, target: Transformer) -> tuple[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_gpu_decides_how_many_layers_are_distinct_and_what_is_queued(monkeypat
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     runs = []
     pieces = [Piece("draft", 1, lambda: runs.append("draft"), 1, queued=True), Piece("verify", 1, list, 1)]
-    time_pieces(pieces, 16, 2, torch.device("cuda"), int)
+    time_pieces(pieces, 2, torch.device("cuda"), random.Random(0), int)
     assert len(runs) == 1 + 2 * hardware.QUEUED
     assert len(waits) == 2 * 2 * 2  # before and after each of two pieces, in two rounds
 

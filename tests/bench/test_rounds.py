@@ -22,11 +22,12 @@ def test_every_length_is_drafted_equally_often():
 
 def test_rounds_of_every_length_are_timed():
     target = random_target(tiny_config(), torch.float32, "cpu")
-    seconds, vanilla = time_rounds(target, Pieces(target, 2).head, 2, context=30, count=3, longest=5)
-    assert len(seconds) == 6
-    assert all(value > 0 for value in seconds)
-    assert seconds[5] > seconds[0]
-    assert 0 < vanilla < seconds[5]
+    rounds, vanilla = time_rounds(target, Pieces(target, 2).head, 2, context=30, count=3, longest=5)
+    assert len(rounds) == 6
+    assert all(len(seconds) >= 3 and min(seconds) > 0 for seconds in rounds)
+    assert min(rounds[5]) > min(rounds[0])
+    assert len(vanilla) >= 3
+    assert 0 < min(vanilla) < min(rounds[5])
 
 
 def test_every_controller_has_a_price():
