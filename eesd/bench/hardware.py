@@ -118,7 +118,7 @@ def measure_hardware(
         pieces = {context: [*bench.at(context), stream, *([peer(context)] if peer else [])] for context in contexts}
         for count, context in product(turns, contexts):
             alone = time_pieces(pieces[context], count, target.device, rng, bar.update)
-            for key, seconds in chain(alone, bench.rounds(pieces[context], context, count)):
+            for key, seconds in chain(alone, bench.rounds(pieces[context], context, count, rng)):
                 times[key, context] += seconds
     costs = [
         Cost(path, query, context, statistics.median(seconds), size)
@@ -258,13 +258,15 @@ class Pieces:
             pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(slice(cut, None), k), rest))
         return pieces
 
-    def rounds(self, pieces: Sequence[Piece], context: int, count: int) -> Iterator[tuple[Key, list[float]]]:
+    def rounds(
+        self, pieces: Sequence[Piece], context: int, count: int, rng: random.Random
+    ) -> Iterator[tuple[Key, list[float]]]:
         """Seconds of whole rounds of the decode loop that draft 0, 1 ... tokens, `query_tokens` of them; of vanilla's.
 
         pieces: what they are made of.
         """
         longest = max(QUERIES) - 1
-        rounds, vanilla = time_rounds(self.target, self.head, self.exit_layer, context, count, longest)
+        rounds, vanilla = time_rounds(self.target, self.head, self.exit_layer, context, count, longest, rng)
         read = {(piece.path, piece.query_tokens): piece.bytes for piece in pieces}
         first, draft, whole = read["first_layers", 1], read["draft", 1], read["vanilla", 1]
         for k, seconds in enumerate(rounds):

@@ -1,6 +1,6 @@
 """What whole rounds cost in the decode loop, its Python and the state of the caches included.
 
-    rounds, vanilla = time_rounds(target, head, exit_layer, context=512, count=4, longest=15)
+    rounds, vanilla = time_rounds(target, head, exit_layer, context=512, count=4, longest=15, rng=random.Random(0))
     rounds[4]                                                               # seconds of each that drafted four tokens
     decision_times()["cost_ts"]                                                       # seconds of one decision
 
@@ -54,13 +54,14 @@ def time_rounds(
     context: int,
     count: int,
     longest: int,
+    rng: random.Random,
 ) -> tuple[list[list[float]], list[float]]:
     """Seconds of rounds that draft 0, 1 .. `longest` tokens, at least `count` of each, around a context length; and of
     as many tokens of vanilla decoding there.
 
     The target decodes from a prompt that is shorter than `context` by half of what it is going to write.
     """
-    drafter, controller = ExitHeadDrafter(head, exit_layer), Shuffled(k_max=longest)
+    drafter, controller = ExitHeadDrafter(head, exit_layer), Shuffled(k_max=longest, random=rng)
     # The end of an output cuts drafts short, so it is put off by one more draft.
     new, prompt = _around(context, count * (longest + 1) + longest + 2, target)
     plain = _around(context, count + 1, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from eesd.bench.hardware import Pieces
@@ -22,7 +24,8 @@ def test_every_length_is_drafted_equally_often():
 
 def test_rounds_of_every_length_are_timed():
     target = random_target(tiny_config(), torch.float32, "cpu")
-    rounds, vanilla = time_rounds(target, Pieces(target, 2).head, 2, context=30, count=3, longest=5)
+    head, rng = Pieces(target, 2).head, random.Random(0)
+    rounds, vanilla = time_rounds(target, head, 2, context=30, count=3, longest=5, rng=rng)
     assert len(rounds) == 6
     assert all(len(seconds) >= 3 and min(seconds) > 0 for seconds in rounds)
     assert min(rounds[5]) > min(rounds[0])
