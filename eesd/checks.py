@@ -15,7 +15,7 @@ from typing import Any
 from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
-from eesd.words import BASELINE
+from eesd.words import BASELINE, INITS
 
 Config = dict[str, Any]
 
@@ -41,8 +41,8 @@ def check_names(config: Config) -> None:
         _check_model(config, name)
     for name, corpus in config["corpora"].items():
         _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
-    for name, head in config["heads"].items():
-        check_known("corpus", [head["corpus"]], config["corpora"], f"heads.{name}.corpus")
+    for name in config["heads"]:
+        _check_head(config, name)
     for name, search in config["skips"].items():
         _check_tasks(search["tasks"], f"skips.{name}.tasks")
     for name in config["methods"]:
@@ -92,6 +92,28 @@ def _check_model(config: Config, name: str) -> None:
     local = model["source"] in ("directory", "gguf") and name in config["run"]["models"]
     if local and not Path(model["path"]).exists():
         raise _mistake(where, f"'{model['path']}' does not exist, seen from {Path.cwd()}.")
+
+
+def _check_head(config: Config, name: str) -> None:
+    head, where = config["heads"][name], f"heads.{name}"
+    check_known("corpus", [head["corpus"]], config["corpora"], f"{where}.corpus")
+    if name in INITS:
+        raise _mistake(where, f"{', '.join(INITS)} are values of `init`. Give this head another name.")
+    if head["kind"] != "exit_layer":
+        return
+    chain = [name]
+    while (init := config["heads"][chain[-1]]["init"]) not in INITS:
+        where = f"heads.{chain[-1]}"
+        check_known("init", [init], [*INITS, *config["heads"]], f"{where}.init")
+        if init in chain:
+            raise _mistake(f"{where}.init", f"{' from '.join([*chain, init])}: one of these has to start anew.")
+        head, origin = config["heads"][chain[-1]], config["heads"][init]
+        for key in ("kind", "context", "vocab_rows", "output_head"):
+            if origin[key] != head[key]:
+                raise _mistake(
+                    f"{where}.{key}", f"is {head[key]}, but '{init}', which it goes on from, has {origin[key]}."
+                )
+        chain.append(init)
 
 
 def _check_method(config: Config, name: str) -> None:

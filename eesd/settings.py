@@ -35,6 +35,7 @@ from eesd.errors import EesdError, unknown
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
 from eesd.studies import add_heads, variations
+from eesd.words import INITS
 
 Config = dict[str, Any]
 
@@ -97,14 +98,16 @@ def _check_published(config: Config) -> None:
     needed = set(used_heads(config, [*run["groups"], *run["views"]]))
     needed |= {head for replay in run["replays"] for head in config["replays"][replay]["heads"]}
     for model in run["models"] if run["heads"] == "published" else []:
-        missing = sorted(needed - set(published_heads(model)))
+        published = set(published_heads(model))
+        # One that goes on from a published head is trained.
+        missing = sorted(head for head in needed - published if config["heads"][head]["init"] not in published)
         if missing:
             known = ", ".join(published_heads(model)) or "none"
             raise EesdError(
                 f"Configuration, run.heads: no published head '{missing[0]}' for model {model} (published: {known}). "
                 "Set it to train, or let what runs use heads that are published, as config/best.yaml does."
             )
-        for head in sorted(needed):
+        for head in sorted(needed & published):
             _check_same_kind(config["heads"][head], PUBLISHED_HEADS / model / head / "card.json", head)
 
 
@@ -144,6 +147,12 @@ def resolve_head(config: Config, head: str) -> Config:
     found = _entry(config, "head", head)
     foreign = foreign_keys(found["kind"])
     return plain({key: value for key, value in found.items() if key not in foreign})
+
+
+def head_origin(config: Config, model: str, head: str) -> list[str]:
+    """Weights and card of the head that `head` goes on from, if it goes on from one."""
+    init = resolve_head(config, head).get("init", INITS[0])
+    return [] if init in INITS else [f"{head_path(model, init)}/{name}" for name in ("head.safetensors", "card.json")]
 
 
 def foreign_keys(kind: str) -> set[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from eesd.errors import EesdError, unknown
 from eesd.schema import check_entry
+from eesd.words import INITS
 
 VARIANT = "variant"  # what the varied setting is called where variations have names
 
@@ -60,6 +61,8 @@ def variations(config: Mapping[str, Any], study: str) -> list[Variation]:
         check_entry("heads", settings, f"studies.{where}")
         if settings["corpus"] not in config["corpora"]:
             raise _mistake(f"{where}.corpus", unknown("corpus", settings["corpus"], config["corpora"]))
+        if changes.get("init", INITS[0]) not in (known := [*INITS, *config["heads"]]):
+            raise _mistake(f"{where}.init", unknown("init", changes["init"], known))
         for seed in entry["seeds"]:
             head = f"{study}.{label}.s{seed}"
             if head in found:

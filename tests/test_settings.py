@@ -61,6 +61,18 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("run: 3", "run: expected object, found 3"),
         ("corpora: {default: {tasks: [asdvi]}}", "corpora.default.tasks: Unknown task 'asdvi'"),
         ("heads: {deep4: {corpus: defualt}}", "Unknown corpus 'defualt'. Did you mean 'default'?"),
+        ("heads: {deep4: {init: dep1}}", "heads.deep4.init: Unknown init 'dep1'. Did you mean 'deep1'?"),
+        ("heads: {deep4: {init: deep4}}", "heads.deep4.init: deep4 from deep4: one of these has to start anew"),
+        (
+            "heads: {deep4: {init: deep1}, deep1: {init: deep4}}",
+            "deep1 from deep4 from deep1: one of these has to start",
+        ),
+        (
+            "heads: {deep4: {init: deep1, vocab_rows: 64}}",
+            "deep4.vocab_rows: is 64, but 'deep1', which it goes on from",
+        ),
+        ("heads: {deep4: {init: medusa4}}", "heads.deep4.kind: is exit_layer, but 'medusa4', which it goes on from"),
+        ("heads: {lens: {}}", "heads.lens: last, same, lens are values of `init`. Give this head another name"),
         ("heads: {deep4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
         ("heads: {deep4: {vocab_rows: half}}", "heads.deep4.vocab_rows: 'half' does not match"),
         ("heads: {../up: {}}", "the name '../up' is not usable"),
@@ -138,7 +150,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
         ("studies: {init: {vary: {init: last}}}", 'studies.init.vary.init: expected array, found "last"'),
         (
             "studies: {init: {vary: {init: [lnes]}}}",
-            "studies.init.vary.init: Unknown value 'lnes'. Did you mean 'lens'?",
+            "studies.init.vary.init: Unknown init 'lnes'. Did you mean 'lens'?",
         ),
         ("studies: {init: {vary: {inti: [lens]}}}", "studies.init.vary: Unknown key 'inti'. Did you mean 'init'?"),
         (

@@ -155,7 +155,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "kind": "exit_layer or medusa",
         "exit_layer": "layers of the target below the head; 0: it reads the final state",
         "vocab_rows": "tokens the head can draft: a number, or full",
-        "init": "what it started from: last or same layer of the target, lens, or its output head",
+        "init": "what it started from: last or same layer of the target, lens, its output head, or another head",
         "loss": "training loss",
         "context": "none, or verified: the head also reads the final state of the last verified position",
         "train_tokens": "tokens of answers trained on, epochs not counted",

@@ -24,13 +24,14 @@ from eesd.drafting.medusa import MedusaHeads
 from eesd.errors import EesdError, unknown
 from eesd.models.transformer import Transformer
 
-INITS = ("last", "same", "lens")
+Origin = tuple[ExitHead, Mapping[str, Any]]  # a trained head and its card
 
 
 class Student(ABC):
     """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all).
 
-    complete: gives traces the states and labels that their corpus does not hold. init, context: as in the head's card.
+    complete: gives traces the states and labels that their corpus does not hold. origin: the trained head to go on from
+    and its card, in place of what `init` says. init, context: as in the head's card.
     tied: name of the output head's weight, which is not stored when it is tied.
     """
 
@@ -47,10 +48,14 @@ class Student(ABC):
         target: Transformer,
         traces: Sequence[Trace],
         complete: Complete = as_they_are,
+        origin: Origin | None = None,
     ) -> None:
-        self.settings, self.target, self.complete = settings, target, complete
+        self.settings, self.target, self.complete, self.origin = settings, target, complete, origin
         self.exit_layer = self.exits_after(settings)
-        vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
+        if origin:
+            vocabulary = origin[0].token_ids
+        else:
+            vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
         self.rows = row_of_token(self.vocabulary, target.config.vocab_size, target.device)
         self.start(traces)
@@ -103,19 +108,34 @@ class ExitStudent(Student):
     tied = "head.weight"
 
     def start(self, traces: Sequence[Trace]) -> None:
-        """From a layer of the target, or from the lens."""
-        settings, target = self.settings, self.target
+        """From a layer of the target, from the lens, or from another head."""
+        settings = self.settings
         self.init, self.context = settings["init"], settings["context"]
-        init, deep = self.init, self.context == "verified"
-        if init not in INITS:
-            raise unknown("init", init, INITS)
+        deep = self.context == "verified"
         self.depth = settings["depth"] if deep else 1
+        if self.origin:
+            self.move(*self.origin, traces)
+        else:
+            self.start_anew(traces, self.init, deep)
+        self.module.head.requires_grad_(settings["output_head"] == "free")
+
+    def move(self, head: ExitHead, card: Mapping[str, Any], traces: Sequence[Trace]) -> None:
+        """Take over a trained head; at another exit than its own its layer reads other states: fit its lens anew."""
+        self.module = head.requires_grad_(True)
+        if head.lens and card["exit_layer"] != self.exit_layer:
+            weight, bias = fit_lens(traces, self.exit_layer, self.target, head.deep, self.complete, head)
+            with torch.no_grad():
+                head.estimate.weight.copy_(weight)
+                head.estimate.bias.copy_(bias)
+
+    def start_anew(self, traces: Sequence[Trace], init: str, deep: bool) -> None:
+        """Take the weights that `init` names from the target."""
+        target = self.target
         self.module = head = ExitHead(target.config, self.vocabulary, init == "lens", deep).to(target.device)
         source = target.layers[-1 if init == "last" else self.exit_layer]
         head.layer.load_state_dict(source.state_dict())
         head.norm.load_state_dict(target.norm.state_dict())
         head.head.load_state_dict({"weight": self.head_rows})
-        head.head.requires_grad_(settings["output_head"] == "free")
         with torch.no_grad():
             if deep:
                 head.fuse.weight.zero_()
@@ -183,12 +203,16 @@ def student_kind(settings: Mapping[str, Any]) -> type[Student]:
 
 
 def make_student(
-    settings: Mapping[str, Any], target: Transformer, traces: Sequence[Trace], complete: Complete = as_they_are
+    settings: Mapping[str, Any],
+    target: Transformer,
+    traces: Sequence[Trace],
+    complete: Complete = as_they_are,
+    origin: Origin | None = None,
 ) -> Student:
-    """The untrained head that these settings describe."""
+    """The head that these settings describe, before it is trained on these traces."""
     if not traces:
         raise EesdError("The corpus has no training traces. Raise its train_answers.")
-    return student_kind(settings)(settings, target, traces, complete)
+    return student_kind(settings)(settings, target, traces, complete, origin)
 
 
 def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:

@@ -4,7 +4,9 @@
         --settings '{"exit_layer": 4, "vocab_rows": 8192, ...}' --out results/heads/smollm2-135m/deep4
 
 A head starts from the target's own weights (eesd/distill/heads.py) and is trained along the corpus; the target stays
-frozen. Several heads, each with `--settings` and `--out`, share one pass and what the target computes in it.
+frozen. With the name of another head as `init`, it goes on from that head's weights instead, which lie in a folder of
+that name beside `--out`. Several heads, each with `--settings` and `--out`, share one pass and what the target computes
+in it.
 Checkpoints in `<out>.work/` make an interrupted run go on.
 """
 
@@ -28,16 +30,19 @@ from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
 from eesd.distill.evaluate import candidate_accuracies, evaluate
-from eesd.distill.heads import Student, make_student, student_kind
+from eesd.distill.heads import Origin, Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
 from eesd.distill.record import Complete, Trace, as_they_are, reread
-from eesd.errors import EesdError
-from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
+from eesd.drafting.exit_head import load_exit_head
+from eesd.errors import EesdError, unknown
+from eesd.files import atomic_path, settings_hash, sha256_file, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.kernels import multiplies_bfloat16
 from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
+from eesd.models.transformer import Transformer
 from eesd.progress import progress
+from eesd.words import INITS
 
 CHECKPOINT_INTERVAL_S = 60.0
 WARMUP_SHARE = 0.05
@@ -46,13 +51,15 @@ MAX_GRAD_NORM = 1.0
 DEPTH_DECAY = 0.8
 # What heads of one pass have in common: how they go through the corpus.
 SHARED = ("train_tokens", "learn", "batch", "epochs", "seed")
+# What a head that goes on from another takes over from it.
+KEPT = ("context", "vocab_rows", "output_head")
 
 
 def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str, Any]]) -> None:
     """Train a head in every folder by its settings; write `head.safetensors` and `card.json` there.
 
-    EesdError for heads that cannot share a pass, and a corpus of another model, without the states of an exit layer, or
-    without the labels that they need.
+    EesdError for heads that cannot share a pass, a head to go on from that does not fit, and a corpus of another model,
+    without the states of an exit layer, or without the labels that they need.
     """
     shared = shared_settings(heads)
     config = load_config(model_dir)
@@ -82,8 +89,9 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
     trainings = []
     for out, settings in heads.items():
         torch.manual_seed(settings["seed"])
-        student = make_student(settings, target, traces, complete)
-        stamp = settings_hash([index, dict(settings), source_hash()])
+        origin, origin_sha256 = read_origin(settings, out, target, index["model"])
+        student = make_student(settings, target, traces, complete, origin)
+        stamp = settings_hash([index, dict(settings), origin_sha256, source_hash()])
         trainings.append(Training(student, out.with_name(out.name + ".work"), stamp))
     optimise(trainings, traces, splits["evaluation"])
     seconds = perf_counter() - began
@@ -120,6 +128,29 @@ def shared_settings(heads: Mapping[Path, Mapping[str, Any]]) -> Mapping[str, Any
         if any(value != values[0] for value in values):
             raise EesdError(f"Heads that are trained in one pass share {', '.join(SHARED)}; here {key} is {values}.")
     return first
+
+
+def read_origin(
+    settings: Mapping[str, Any], out: Path, target: Transformer, model: str
+) -> tuple[Origin, str] | tuple[None, None]:
+    """The trained head that `init` names, beside `out`, and the SHA-256 of its weights; nothing for the other inits.
+
+    EesdError where there is none, or it is none to go on from with these settings; model: the target's fingerprint.
+    """
+    init = settings.get("init", INITS[0])  # heads of other kinds have no such key
+    if init in INITS:
+        return None, None
+    folder = out.with_name(init)
+    if not folder.is_dir():
+        raise EesdError(f"{unknown('init', init, INITS)} Nor is there a trained head {folder}.")
+    head, card = load_exit_head(folder, target, model)
+    for key in KEPT:
+        if card["settings"][key] != settings[key]:
+            raise EesdError(
+                f"{folder}: has {key} {card['settings'][key]}, but the head that goes on from it has {settings[key]}. "
+                f"Set {key} to {card['settings'][key]}."
+            )
+    return (head, card), sha256_file(folder / "head.safetensors")
 
 
 def completer(index: Mapping[str, Any], model_dir: Path, layers: Sequence[int]) -> Complete:

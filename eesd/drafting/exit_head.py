@@ -64,12 +64,15 @@ class ExitHead(nn.Module):
 
     def leave(self, states: Tensor, context: Tensor | None, hidden: Tensor) -> Tensor:
         """The estimate of the target's normalised final states, given the layer's output `hidden`."""
-        hidden = self.norm(hidden)
         if not self.lens:
-            return hidden
-        parts = [F.rms_norm(states, states.shape[-1:], eps=self.norm.eps), context, hidden]
-        parts = [part for part in parts if part is not None]
-        return linear(torch.cat(parts, -1), self.estimate.weight) + self.estimate.bias
+            return self.norm(hidden)
+        return linear(self.parts(states, context, hidden), self.estimate.weight) + self.estimate.bias
+
+    def parts(self, states: Tensor, context: Tensor | None, hidden: Tensor) -> Tensor:
+        """What the lens maps [batch, seq, inputs]: states at the exit, context if there is one, and the layer's output,
+        each normalised."""
+        parts = [F.rms_norm(states, states.shape[-1:], eps=self.norm.eps), context, self.norm(hidden)]
+        return torch.cat([part for part in parts if part is not None], -1)
 
     def logits(self, estimate: Tensor) -> Tensor:
         """Draft logits [.., rows] of estimated final states."""

@@ -53,6 +53,16 @@ def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     mine = run + "\ngroups: {mine: {methods: [vanilla, eesd]}}"
     overlay.write_text(mine % ("", ""))
     assert settings.load_config([overlay])["run"]["heads"] == "published"
+    # A head that goes on from a published one is trained.
+    other = "\nmethods: {eesd: {head: mine}}\nheads: {mine: {init: %s, context: verified, output_head: tied}}"
+    overlay.write_text(mine % ("", "") + other % "deep1")
+    config = settings.load_config([overlay])
+    assert settings.head_origin(config, "smollm2-135m", "mine") == [
+        f"results/heads/smollm2-135m/deep1/{name}" for name in ("head.safetensors", "card.json")
+    ]
+    overlay.write_text(mine % ("", "") + other % "lens")
+    with pytest.raises(EesdError, match="no published head 'mine'"):
+        settings.load_config([overlay])
     # What is looked at needs its heads as well as what is measured.
     overlay.write_text(mine % ("", "main"))
     with pytest.raises(EesdError, match="no published head 'paper4'"):

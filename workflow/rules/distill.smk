@@ -60,6 +60,7 @@ rule train_head:
     input:
         model="resources/models/{model}",
         corpus=lambda wildcards: f"results/corpus/{wildcards.model}/{config['heads'][wildcards.head]['corpus']}",
+        origin=lambda wildcards: settings.head_origin(config, wildcards.model, wildcards.head),
         modules=modules(
             *TRAINING,
             "eesd/drafting/exit_head.py",

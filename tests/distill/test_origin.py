@@ -1,0 +1,115 @@
+"""Heads that go on from the weights of another: at the same exit, at another one, and those they cannot go on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from eesd.distill import train as train_module
+from eesd.distill.corpus import generate_corpus, read_corpus
+from eesd.distill.heads import make_student
+from eesd.distill.train import read_origin, train_heads
+from eesd.drafting.exit_head import load_exit_head
+from eesd.errors import EesdError
+from eesd.models.loading import load_target
+from eesd.models.special import fingerprint
+from tests.distill.test_train import HEAD
+from tests.toys import write_tiny_model
+
+DEEP = {**HEAD, "init": "lens", "context": "verified", "output_head": "tied"}
+
+
+@pytest.fixture(scope="module")
+def corpus(model, settings, tmp_path_factory):
+    """One with the states of both exits."""
+    out = tmp_path_factory.mktemp("corpus") / "default"
+    generate_corpus(model, {**settings, "exit_layers": [1, 2]}, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def deep2(model, corpus, tmp_path_factory):
+    """A trained head after layer 2."""
+    out = tmp_path_factory.mktemp("heads") / "deep2"
+    train_heads(model, corpus, {out: DEEP})
+    return out
+
+
+def student_of(settings, out, model, corpus):
+    target = load_target(model, "float32")
+    traces = read_corpus(corpus, [settings["exit_layer"], 4], "train")["asdiv"]
+    origin, _ = read_origin(settings, out, target, fingerprint(model))
+    return make_student(settings, target, traces, origin=origin), traces
+
+
+def test_at_the_same_exit_it_starts_as_the_other_ended(model, corpus, deep2):
+    student, _ = student_of({**DEEP, "init": "deep2"}, deep2.with_name("more"), model, corpus)
+    trained, card = load_exit_head(deep2, student.target, fingerprint(model))
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(student.module.state_dict()[name], weight), name
+    assert torch.equal(student.vocabulary, trained.token_ids) and len(student.head_rows) == card["vocab_rows"]
+    learns = {name for name, weight in student.module.named_parameters() if weight.requires_grad}
+    assert learns == {name for name, _ in student.module.named_parameters()} - {"head.weight"}
+
+
+def test_at_another_exit_its_map_is_fitted_anew(model, corpus, deep2, monkeypatch):
+    settings = {**DEEP, "init": "deep2", "exit_layer": 1}
+    moved, traces = student_of(settings, deep2.with_name("deep1"), model, corpus)
+    monkeypatch.setattr("eesd.distill.heads.fit_lens", lambda *args: (args[-1].estimate.weight, args[-1].estimate.bias))
+    unfitted, _ = student_of(settings, deep2.with_name("deep1"), model, corpus)
+    with torch.inference_mode():
+        assert train_module.batch_loss(moved, traces) < train_module.batch_loss(unfitted, traces)
+
+
+def test_training_goes_on_and_the_card_says_from_what(model, corpus, deep2):
+    out = deep2.with_name("more")
+    settings = {**DEEP, "init": "deep2", "epochs": 3}
+    student, traces = student_of(settings, out, model, corpus)
+    train_heads(model, corpus, {out: settings})
+    trained, card = load_exit_head(out, student.target, fingerprint(model))
+    assert card["init"] == "deep2"
+    with torch.inference_mode():
+        before = train_module.batch_loss(student, traces)
+        student.module.load_state_dict(trained.state_dict())
+        assert train_module.batch_loss(student, traces) < before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "deep3"}, "Unknown init 'deep3'.*Nor is there a trained head"),
+        ({"context": "none"}, "has context verified, but the head that goes on from it has none"),
+        ({"vocab_rows": 32}, "has vocab_rows 64, but .* 32. Set vocab_rows to 64"),
+        ({"output_head": "free"}, "has output_head tied"),
+    ],
+)
+def test_heads_that_it_cannot_go_on_from_are_refused(model, corpus, deep2, changes, message):
+    with pytest.raises(EesdError, match=message):
+        train_heads(model, corpus, {deep2.with_name("other"): {**DEEP, "init": "deep2", **changes}})
+
+
+def test_a_head_of_another_model_is_refused(model, corpus, deep2, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(EesdError, match="this head was trained for a model with fingerprint"):
+        read_origin({**DEEP, "init": "deep2"}, deep2.with_name("x"), load_target(other), fingerprint(other))
+
+
+def test_steps_from_another_origin_are_not_gone_on_with(model, corpus, deep2, tmp_path, monkeypatch):
+    """The head to start from was trained anew after an interruption: so is what starts from it."""
+    shutil.copytree(deep2, tmp_path / "deep2")
+    settings, out = {**DEEP, "init": "deep2", "epochs": 2}, tmp_path / "more"
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(train_module, "CHECKPOINT_INTERVAL_S", 0.0)
+        interrupted.setattr(train_module, "write_head", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_heads(model, corpus, {out: settings})
+    train_heads(model, corpus, {tmp_path / "deep2": {**DEEP, "seed": 1}})
+    learn = Mock(side_effect=train_module.batch_loss)
+    monkeypatch.setattr(train_module, "batch_loss", learn)
+    train_heads(model, corpus, {out: settings})
+    assert learn.call_count == 6  # both passes, of three batches each
+    assert json.loads((out / "card.json").read_text())["init"] == "deep2"
