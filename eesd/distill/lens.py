@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eesd.distill.batches import Batch, make_batch
+from eesd.distill.batches import Batch, in_order, make_batch
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.drafting.exit_head import ExitHead
 from eesd.models.transformer import Transformer, run_layers
@@ -51,8 +51,8 @@ def fit_lens(
         traces = random.Random(0).sample(traces, math.ceil(share * len(traces)))
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
     moment = torch.zeros(count, size, dtype=torch.float64, device=device)
-    for start in range(0, len(traces), CHUNK):
-        batch = make_batch(complete(traces[start : start + CHUNK]), exit_layer, target)
+    for alike in in_order(traces, CHUNK):
+        batch = make_batch(complete(alike), exit_layer, target)
         labelled = batch.predicting(1)
         x = F.pad(_inputs(batch, target, deep, head)[labelled], (0, 1), value=1.0)
         # Sums of float32 products in float64: exact enough, at four times the speed of float64 products.
