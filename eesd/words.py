@@ -1,5 +1,16 @@
-"""Names that rows, tables and settings share. Imports nothing: tables and figures are made without torch."""
+"""Names that rows, tables and settings share. Imports no torch: tables and figures are made without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 BASELINE = "vanilla"  # the method of every group that the others are compared with
 INITS = ("last", "same", "lens")  # what an exit head starts from, if not from another head
+KEPT = ("context", "vocab_rows", "output_head")  # settings that a head takes over from the one that it goes on from
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of a generation's seconds; together they are its total
+
+
+def origin_of(head: Mapping[str, Any]) -> str | None:
+    """The name of the head that one with these settings goes on from; None if it starts anew."""
+    return None if head["kind"] != "exit_layer" or head["init"] in INITS else head["init"]

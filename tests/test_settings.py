@@ -72,6 +72,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
             "deep4.vocab_rows: is 64, but 'deep1', which it goes on from",
         ),
         ("heads: {deep4: {init: medusa4}}", "heads.deep4.kind: is exit_layer, but 'medusa4', which it goes on from"),
+        ("heads: {medusa4: {init: lnes}}", "heads.medusa4.init: Unknown init 'lnes'. Did you mean 'lens'?"),
         ("heads: {lens: {}}", "heads.lens: last, same, lens are values of `init`. Give this head another name"),
         ("heads: {deep4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
         ("heads: {deep4: {vocab_rows: half}}", "heads.deep4.vocab_rows: 'half' does not match"),

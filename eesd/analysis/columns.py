@@ -158,7 +158,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "init": "what it started from: last or same layer of the target, lens, its output head, or another head",
         "loss": "training loss",
         "context": "none, or verified: the head also reads the final state of the last verified position",
-        "train_tokens": "tokens of answers trained on, epochs not counted",
+        "train_tokens": "tokens of answers trained on, epochs not counted, nor those of a head that it went on from",
         "train_labels": "tokens it learnt to predict: those, and with `learn: texts` tokens of prompts",
         "task": _WHO["task"],
         "position": "drafted token after the last accepted one, from 1",

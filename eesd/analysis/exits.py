@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eesd.words import BASELINE
-
-PLACE = ("model", "group", "series")
 
 
 def series(method: Mapping[str, Any], context: str) -> str:
@@ -26,6 +25,11 @@ def series(method: Mapping[str, Any], context: str) -> str:
     return name + shape + ("" if context == "verified" else f", context {context}")
 
 
+def training(head: Mapping[str, Any]) -> str:
+    """What heads of one line share: all settings of their training but where they exit."""
+    return json.dumps({key: value for key, value in head.items() if key != "exit_layer"}, sort_keys=True)
+
+
 def exit_records(
     speedups: Iterable[Mapping[str, Any]],
     settings: Mapping[tuple[str, str], Mapping[str, Any]],
@@ -35,14 +39,14 @@ def exit_records(
 
     cards: (model, head) -> card.
     """
-    found = []
+    found: list[tuple[Any, dict[str, Any]]] = []
+    lines: dict[Any, set[int]] = {}
     for record in speedups:
         method = settings[record["model"], record["method"]]
         card = cards.get((record["model"], method.get("head")))
         if record["baseline"] == BASELINE and card and card["kind"] == "exit_layer":
-            label = series(method, card["context"])
-            found.append({**record, "series": label, "exit_layer": card["exit_layer"], "head": card["head"]})
-    lines: dict[Sequence[Any], set[int]] = {}
-    for one in found:
-        lines.setdefault(tuple(one[key] for key in PLACE), set()).add(one["exit_layer"])
-    return [one for one in found if len(lines[tuple(one[key] for key in PLACE)]) > 1]
+            one = {**record, "series": series(method, card["context"]), "exit_layer": card["exit_layer"]}
+            line = record["model"], record["group"], one["series"], training(card["settings"])
+            lines.setdefault(line, set()).add(card["exit_layer"])
+            found.append((line, {**one, "head": card["head"]}))
+    return [one for line, one in found if len(lines[line]) > 1]

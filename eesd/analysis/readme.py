@@ -18,7 +18,7 @@ from eesd.analysis.provenance import machine_line, read_provenance
 from eesd.analysis.style import method_label, task_label
 from eesd.errors import EesdError
 from eesd.files import write_atomic
-from eesd.words import BASELINE
+from eesd.words import BASELINE, INITS
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 # Folder below published/, what a reader runs to get it, the groups that are shown (the first with its acceptance), and
@@ -103,6 +103,8 @@ def _agreement(table: pd.DataFrame) -> str:
         where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
         prompts = first.train_labels - first.train_tokens
         learnt = f"{first.train_tokens:,} training tokens" + (f" and {prompts:,} of prompts" if prompts else "")
+        if first.kind == "exit_layer" and first.init not in INITS:
+            learnt += f" after those of `{first.init}`"
         sentences.append(f"Held-out top-1 agreement of head `{head}` ({where}, {learnt}) with the target: {found}.")
     return "\n".join(sentences)
 

@@ -17,21 +17,21 @@ from torch import Tensor, nn
 
 from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
+from eesd.distill.origin import Origin
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
 from eesd.drafting.exit_head import ExitHead
 from eesd.drafting.medusa import MedusaHeads
 from eesd.errors import EesdError, unknown
 from eesd.models.transformer import Transformer
-
-Origin = tuple[ExitHead, Mapping[str, Any]]  # a trained head and its card
+from eesd.words import INITS
 
 
 class Student(ABC):
     """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all).
 
-    complete: gives traces the states and labels that their corpus does not hold. origin: the trained head to go on from
-    and its card, in place of what `init` says. init, context: as in the head's card.
+    complete: gives traces the states and labels that their corpus does not hold. origin: the trained head to go on from,
+    if `init` names one. init, context: as in the head's card.
     tied: name of the output head's weight, which is not stored when it is tied.
     """
 
@@ -53,7 +53,7 @@ class Student(ABC):
         self.settings, self.target, self.complete, self.origin = settings, target, complete, origin
         self.exit_layer = self.exits_after(settings)
         if origin:
-            vocabulary = origin[0].token_ids
+            vocabulary = origin.head.token_ids
         else:
             vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(target.device)
@@ -111,26 +111,27 @@ class ExitStudent(Student):
         """From a layer of the target, from the lens, or from another head."""
         settings = self.settings
         self.init, self.context = settings["init"], settings["context"]
-        deep = self.context == "verified"
-        self.depth = settings["depth"] if deep else 1
+        self.depth = settings["depth"] if self.context == "verified" else 1
         if self.origin:
-            self.move(*self.origin, traces)
+            self.go_on(self.origin, traces)
         else:
-            self.start_anew(traces, self.init, deep)
+            self.start_anew(traces)
         self.module.head.requires_grad_(settings["output_head"] == "free")
 
-    def move(self, head: ExitHead, card: Mapping[str, Any], traces: Sequence[Trace]) -> None:
+    def go_on(self, origin: Origin, traces: Sequence[Trace]) -> None:
         """Take over a trained head; at another exit than its own its layer reads other states: fit its lens anew."""
-        self.module = head.requires_grad_(True)
-        if head.lens and card["exit_layer"] != self.exit_layer:
+        self.module = head = origin.head.requires_grad_(True)
+        if head.lens and origin.card["exit_layer"] != self.exit_layer:
             weight, bias = fit_lens(traces, self.exit_layer, self.target, head.deep, self.complete, head)
             with torch.no_grad():
                 head.estimate.weight.copy_(weight)
                 head.estimate.bias.copy_(bias)
 
-    def start_anew(self, traces: Sequence[Trace], init: str, deep: bool) -> None:
+    def start_anew(self, traces: Sequence[Trace]) -> None:
         """Take the weights that `init` names from the target."""
-        target = self.target
+        target, init, deep = self.target, self.init, self.context == "verified"
+        if init not in INITS:
+            raise unknown("init", init, INITS)
         self.module = head = ExitHead(target.config, self.vocabulary, init == "lens", deep).to(target.device)
         source = target.layers[-1 if init == "last" else self.exit_layer]
         head.layer.load_state_dict(source.state_dict())

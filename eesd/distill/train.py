@@ -30,19 +30,18 @@ from eesd.distill.calibrate import calibrate
 from eesd.distill.checkpoint import load_checkpoint, save_checkpoint
 from eesd.distill.corpus import read_corpus, read_index
 from eesd.distill.evaluate import candidate_accuracies, evaluate
-from eesd.distill.heads import Origin, Student, make_student, student_kind
+from eesd.distill.heads import Student, make_student, student_kind
 from eesd.distill.losses import mixed_loss
+from eesd.distill.origin import read_origin
 from eesd.distill.record import Complete, Trace, as_they_are, reread
-from eesd.drafting.exit_head import load_exit_head
-from eesd.errors import EesdError, unknown
-from eesd.files import atomic_path, settings_hash, sha256_file, source_hash, write_atomic
+from eesd.errors import EesdError
+from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.kernels import multiplies_bfloat16
 from eesd.models.loading import load_config, load_target
 from eesd.models.special import fingerprint
-from eesd.models.transformer import Transformer
 from eesd.progress import progress
-from eesd.words import INITS
+from eesd.words import origin_of
 
 CHECKPOINT_INTERVAL_S = 60.0
 WARMUP_SHARE = 0.05
@@ -51,8 +50,6 @@ MAX_GRAD_NORM = 1.0
 DEPTH_DECAY = 0.8
 # What heads of one pass have in common: how they go through the corpus.
 SHARED = ("train_tokens", "learn", "batch", "epochs", "seed")
-# What a head that goes on from another takes over from it.
-KEPT = ("context", "vocab_rows", "output_head")
 
 
 def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -89,9 +86,9 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
     trainings = []
     for out, settings in heads.items():
         torch.manual_seed(settings["seed"])
-        origin, origin_sha256 = read_origin(settings, out, target, index["model"])
+        origin = read_origin(settings, out, target, index["model"])
         student = make_student(settings, target, traces, complete, origin)
-        stamp = settings_hash([index, dict(settings), origin_sha256, source_hash()])
+        stamp = settings_hash([index, dict(settings), origin and origin.sha256, source_hash()])
         trainings.append(Training(student, out.with_name(out.name + ".work"), stamp))
     optimise(trainings, traces, splits["evaluation"])
     seconds = perf_counter() - began
@@ -104,6 +101,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "train_labels": sum(trace.labels for trace in traces),
             "train_seconds": round(seconds + training.earlier_s, 1),
             "trained_with": [other.name for other in heads if other != out],
+            **({"origin": origin.facts} if (origin := training.student.origin) else {}),
             "corpus": index["settings"],
         }
         write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
@@ -127,30 +125,10 @@ def shared_settings(heads: Mapping[Path, Mapping[str, Any]]) -> Mapping[str, Any
         values = [settings[key] for settings in (first, *others)]
         if any(value != values[0] for value in values):
             raise EesdError(f"Heads that are trained in one pass share {', '.join(SHARED)}; here {key} is {values}.")
+    for out, settings in heads.items():
+        if (name := origin_of(settings)) and out.parent / name in heads:
+            raise EesdError(f"{out}: goes on from {name}, which the same pass trains. Train {name} first.")
     return first
-
-
-def read_origin(
-    settings: Mapping[str, Any], out: Path, target: Transformer, model: str
-) -> tuple[Origin, str] | tuple[None, None]:
-    """The trained head that `init` names, beside `out`, and the SHA-256 of its weights; nothing for the other inits.
-
-    EesdError where there is none, or it is none to go on from with these settings; model: the target's fingerprint.
-    """
-    init = settings.get("init", INITS[0])  # heads of other kinds have no such key
-    if init in INITS:
-        return None, None
-    folder = out.with_name(init)
-    if not folder.is_dir():
-        raise EesdError(f"{unknown('init', init, INITS)} Nor is there a trained head {folder}.")
-    head, card = load_exit_head(folder, target, model)
-    for key in KEPT:
-        if card["settings"][key] != settings[key]:
-            raise EesdError(
-                f"{folder}: has {key} {card['settings'][key]}, but the head that goes on from it has {settings[key]}. "
-                f"Set {key} to {card['settings'][key]}."
-            )
-    return (head, card), sha256_file(folder / "head.safetensors")
 
 
 def completer(index: Mapping[str, Any], model_dir: Path, layers: Sequence[int]) -> Complete:

@@ -49,6 +49,8 @@ def test_what_heads_learnt_from_is_told_apart(published: Path) -> None:
     heads = pd.read_csv(table)
     heads.assign(train_labels=heads["train_tokens"] + 1234).to_csv(table, index=False)
     assert "(layer 4, 60,000 training tokens and 1,234 of prompts) with" in results_block(published)
+    heads.assign(init="deep4").to_csv(table, index=False)
+    assert "(layer 4, 60,000 training tokens after those of `deep4`) with" in results_block(published)
 
 
 def test_every_published_run_is_shown(published: Path) -> None:

@@ -204,6 +204,14 @@ def test_exit_layers_are_compared_where_nothing_else_differs(tables_dir: Path, t
     rows = [make_row("vanilla"), make_row("a", settings=settings)]
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [write_card(tmp_path / "card.json")], tmp_path)
     assert not (tmp_path / "exit_layers.csv").exists(), "one depth compares nothing"
+    rows.append(make_row("b", settings={**settings, "head": "exit8"}))
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    cards = [write_card(tmp_path / "card.json"), tmp_path / "exit8.json"]
+    for loss, compared in (("soft", True), ("hard", False)):
+        trained = {"seed": 0, "exit_layer": 8} if compared else {"seed": 0, "exit_layer": 8, "loss": {loss: 1}}
+        write_card(cards[1], "exit8", exit_layer=8, settings=trained)
+        write_tables([path], cards, tmp_path / loss)
+        assert (tmp_path / loss / "exit_layers.csv").exists() == compared, "heads learnt from other labels"
 
 
 def test_equal_rows_give_identical_bytes(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import torch
 from eesd.distill import train as train_module
 from eesd.distill.corpus import generate_corpus, read_corpus
 from eesd.distill.heads import make_student
-from eesd.distill.train import read_origin, train_heads
+from eesd.distill.origin import read_origin
+from eesd.distill.train import train_heads
 from eesd.drafting.exit_head import load_exit_head
 from eesd.errors import EesdError
+from eesd.files import sha256_file
 from eesd.models.loading import load_target
 from eesd.models.special import fingerprint
 from tests.distill.test_train import HEAD
@@ -42,7 +44,7 @@ def deep2(model, corpus, tmp_path_factory):
 def student_of(settings, out, model, corpus):
     target = load_target(model, "float32")
     traces = read_corpus(corpus, [settings["exit_layer"], 4], "train")["asdiv"]
-    origin, _ = read_origin(settings, out, target, fingerprint(model))
+    origin = read_origin(settings, out, target, fingerprint(model))
     return make_student(settings, target, traces, origin=origin), traces
 
 
@@ -71,7 +73,13 @@ def test_training_goes_on_and_the_card_says_from_what(model, corpus, deep2):
     student, traces = student_of(settings, out, model, corpus)
     train_heads(model, corpus, {out: settings})
     trained, card = load_exit_head(out, student.target, fingerprint(model))
+    first = json.loads((deep2 / "card.json").read_text())
     assert card["init"] == "deep2"
+    assert card["origin"] == {
+        "head": "deep2",
+        "weights_sha256": sha256_file(deep2 / "head.safetensors"),
+        "train_tokens": first["train_tokens"],
+    }
     with torch.inference_mode():
         before = train_module.batch_loss(student, traces)
         student.module.load_state_dict(trained.state_dict())
@@ -90,6 +98,37 @@ def test_training_goes_on_and_the_card_says_from_what(model, corpus, deep2):
 def test_heads_that_it_cannot_go_on_from_are_refused(model, corpus, deep2, changes, message):
     with pytest.raises(EesdError, match=message):
         train_heads(model, corpus, {deep2.with_name("other"): {**DEEP, "init": "deep2", **changes}})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocab_rows": "full"}, {"context": "none", "init": "last", "output_head": "free"}]
+)
+def test_heads_of_every_shape_move(model, corpus, tmp_path, changes):
+    """One whose rows are the target's own weights, which stay frozen, and the paper's, which has no map to fit."""
+    train_heads(model, corpus, {tmp_path / "old": {**DEEP, **changes, "epochs": 1}})
+    settings = {**DEEP, **changes, "init": "old", "exit_layer": 1, "epochs": 1}
+    student, _ = student_of(settings, tmp_path / "new", model, corpus)
+    assert not any(weight.requires_grad for weight in student.target.parameters())
+    assert student.module.head.weight.requires_grad == (settings["output_head"] == "free")
+    train_heads(model, corpus, {tmp_path / "new": settings})
+    train_heads(model, corpus, {tmp_path / "newer": {**settings, "init": "new"}})
+    cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("old", "new", "newer")]
+    assert [card["exit_layer"] for card in cards] == [2, 1, 1]
+    assert cards[2]["origin"]["train_tokens"] == 2 * cards[0]["train_tokens"]
+
+
+def test_a_corpus_of_texts_serves_a_move(model, settings, deep2, tmp_path):
+    texts = tmp_path / "texts"
+    generate_corpus(model, {**settings, "states": "recomputed", "exit_layers": []}, texts)
+    shutil.copytree(deep2, tmp_path / "deep2")
+    train_heads(model, texts, {tmp_path / "deep3": {**DEEP, "init": "deep2", "exit_layer": 3, "epochs": 1}})
+    assert json.loads((tmp_path / "deep3/card.json").read_text())["exit_layer"] == 3
+
+
+def test_a_pass_does_not_go_on_from_a_head_of_its_own(model, corpus, deep2):
+    heads = {deep2: DEEP, deep2.with_name("more"): {**DEEP, "init": "deep2"}}
+    with pytest.raises(EesdError, match="more: goes on from deep2, which the same pass trains. Train deep2 first"):
+        train_heads(model, corpus, heads)
 
 
 def test_a_head_of_another_model_is_refused(model, corpus, deep2, tmp_path):

@@ -41,9 +41,9 @@ def test_damaged_weights_and_other_models_are_refused(head, tmp_path):
 
 
 def test_configuration_names_what_is_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "PUBLISHED_HEADS", tmp_path)
+    monkeypatch.setattr("eesd.published.PUBLISHED_HEADS", tmp_path)
     (tmp_path / "smollm2-135m/deep1").mkdir(parents=True)
-    made = {"kind": "exit_layer", "exit_layer": 1, "context": "verified", "vocab_rows": 8192}
+    made = {"kind": "exit_layer", "exit_layer": 1, "context": "verified", "vocab_rows": 8192, "output_head": "tied"}
     (tmp_path / "smollm2-135m/deep1/card.json").write_text(json.dumps({"settings": made}))
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("run: {heads: published}")
@@ -53,16 +53,6 @@ def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     mine = run + "\ngroups: {mine: {methods: [vanilla, eesd]}}"
     overlay.write_text(mine % ("", ""))
     assert settings.load_config([overlay])["run"]["heads"] == "published"
-    # A head that goes on from a published one is trained.
-    other = "\nmethods: {eesd: {head: mine}}\nheads: {mine: {init: %s, context: verified, output_head: tied}}"
-    overlay.write_text(mine % ("", "") + other % "deep1")
-    config = settings.load_config([overlay])
-    assert settings.head_origin(config, "smollm2-135m", "mine") == [
-        f"results/heads/smollm2-135m/deep1/{name}" for name in ("head.safetensors", "card.json")
-    ]
-    overlay.write_text(mine % ("", "") + other % "lens")
-    with pytest.raises(EesdError, match="no published head 'mine'"):
-        settings.load_config([overlay])
     # What is looked at needs its heads as well as what is measured.
     overlay.write_text(mine % ("", "main"))
     with pytest.raises(EesdError, match="no published head 'paper4'"):
@@ -70,3 +60,31 @@ def test_configuration_names_what_is_published(tmp_path, monkeypatch):
     overlay.write_text(mine % ("", "") + "\nheads: {deep1: {vocab_rows: 1024}}")
     with pytest.raises(EesdError, match="vocab_rows is 1024, but the published head has 8192"):
         settings.load_config([overlay])
+
+
+def test_heads_that_go_on_from_published_ones_are_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("eesd.published.PUBLISHED_HEADS", tmp_path)
+    (tmp_path / "smollm2-135m/paper4").mkdir(parents=True)
+    made = {"kind": "exit_layer", "exit_layer": 4, "context": "none", "vocab_rows": 8192, "output_head": "tied"}
+    (tmp_path / "smollm2-135m/paper4/card.json").write_text(json.dumps({"settings": made}))
+    overlay = tmp_path / "mine.yaml"
+    text = """
+run: {heads: published, groups: [mine], replays: [], views: []}
+groups: {mine: {methods: [vanilla, eesd]}}
+methods: {eesd: {head: mine}}
+"""
+    overlay.write_text(text + "heads: {paper4: {output_head: tied}, mine: {init: paper4, output_head: tied}}")
+    config = settings.load_config([overlay])
+    weights = [f"results/heads/smollm2-135m/paper4/{name}" for name in ("head.safetensors", "card.json")]
+    assert settings.head_origin(config, "smollm2-135m", "mine") == weights
+    assert settings.head_origin(config, "smollm2-135m", "medusa4") == []
+    overlay.write_text(text + "heads: {between: {init: paper4}, mine: {init: between}, paper4: {}}")
+    with pytest.raises(
+        EesdError,
+        match="between.output_head: is free, but the published 'paper4', .* has tied. Set output_head of both",
+    ):
+        settings.load_config([overlay])
+    for anew in ("{init: lens}", "{kind: medusa}"):
+        overlay.write_text(text + f"heads: {{mine: {anew}}}")
+        with pytest.raises(EesdError, match=r"no published head 'mine'|of kind medusa"):
+            settings.load_config([overlay])

@@ -48,3 +48,14 @@ def test_add_a_study(snakemake, root: Path, tmp_path: Path):
     assert "figures/smollm2-135m/studies/my_training.svg" in result.stdout
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))
     assert (jobs["train_head"], jobs["tabulate_study"], jobs["draw_study"]) == (str(2 + 3 * 2 * 3), "1", "1")
+
+
+def test_go_on_from_a_published_head(snakemake, root: Path, tmp_path: Path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(recipe(root, "A head that goes on from another", "yaml"))
+    result = snakemake("--dry-run", "--configfile", str(overlay))
+    assert result.returncode == 0, result.stdout
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))
+    assert (jobs["take_head"], jobs["generate_corpus"], jobs["train_head"], jobs["bench_group"]) == ("1", "1", "1", "1")
+    training = result.stdout.split("rule train_head:")[1].split("\n\n")[0]
+    assert "results/heads/smollm2-135m/deep4/head.safetensors" in re.search("input: (.*)", training)[1]

@@ -1,9 +1,11 @@
 """What is learnt from the target's own outputs: heads, and the sublayers it can draft without."""
 
+from eesd.published import PUBLISHED_HEADS
+
 # All of eesd/distill but what publishes and takes heads.
 TRAINING = [
     f"eesd/distill/{name}.py"
-    for name in "batches calibrate checkpoint corpus evaluate heads lens losses record rollout train".split()
+    for name in "batches calibrate checkpoint corpus evaluate heads lens losses origin record rollout train".split()
 ]
 
 
@@ -38,8 +40,8 @@ if config["run"]["heads"] == "published":
     rule take_head:
         input:
             model="resources/models/{model}",
-            head=f"{settings.PUBLISHED_HEADS}/{{model}}/{{head}}/head.safetensors",
-            card=f"{settings.PUBLISHED_HEADS}/{{model}}/{{head}}/card.json",
+            head=f"{PUBLISHED_HEADS}/{{model}}/{{head}}/head.safetensors",
+            card=f"{PUBLISHED_HEADS}/{{model}}/{{head}}/card.json",
             modules=modules("eesd/distill/published.py"),
         output:
             head="results/heads/{model}/{head}/head.safetensors",
@@ -65,6 +67,7 @@ rule train_head:
             *TRAINING,
             "eesd/drafting/exit_head.py",
             "eesd/drafting/medusa.py",
+            "eesd/drafting/stored.py",
             "eesd/models",
         ),
     output:
