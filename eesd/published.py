@@ -42,8 +42,8 @@ def check_published(config: Mapping[str, Any], needed: Iterable[str]) -> None:
             if last not in published:
                 raise EesdError(
                     f"Configuration, run.heads: no published head '{head}' for model {model} (published: "
-                    f"{', '.join(published) or 'none'}). Set it to train, or let what runs use heads that are published, "
-                    "as config/best.yaml does, or go on from one (`init`)."
+                    f"{', '.join(published) or 'none'}). Set it to train, or let what runs use heads that are "
+                    "published, as config/best.yaml does, or go on from one (`init`)."
                 )
             _check_taken(config, model, last)
             if after:
@@ -66,6 +66,6 @@ def _check_kept(config: Mapping[str, Any], model: str, head: str, after: str) ->
     for key in KEPT:
         if found[key] != own[key]:
             raise EesdError(
-                f"Configuration, heads.{after}.{key}: is {own[key]}, but the published '{head}', which it goes on from, "
-                f"has {found[key]}. Set {key} of both to {found[key]}."
+                f"Configuration, heads.{after}.{key}: is {own[key]}, but the published '{head}', which it goes on "
+                f"from, has {found[key]}. Set {key} of both to {found[key]}."
             )

@@ -35,3 +35,27 @@ replays: {steps: {group: one, costs: [nvidia-h200/llama-2-70b]}}"""
 def test_views_follow_greedy_decodes(tmp_path: Path):
     with pytest.raises(EesdError, match=r"run.views: group 'sampled' samples"):
         load_config([overlay(tmp_path, "run: {views: [sampled]}")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heads: {deep4: {init: dep1}}", "heads.deep4.init: Unknown init 'dep1'. Did you mean 'deep1'?"),
+        ("heads: {deep4: {init: deep4}}", "heads.deep4.init: deep4 from deep4: one of these has to start anew"),
+        (
+            "heads: {deep4: {init: deep1}, deep1: {init: deep4}}",
+            "deep1 from deep4 from deep1: one of these has to start",
+        ),
+        (
+            "heads: {deep4: {init: deep1, vocab_rows: 64}}",
+            "deep4.vocab_rows: is 64, but 'deep1', which it goes on from",
+        ),
+        ("heads: {deep4: {init: medusa4}}", "heads.deep4.kind: is exit_layer, but 'medusa4', which it goes on from"),
+        ("heads: {medusa4: {init: lnes}}", "heads.medusa4.init: Unknown init 'lnes'. Did you mean 'lens'?"),
+        ("heads: {lens: {}}", "heads.lens: last, same, lens are values of `init`. Give this head another name"),
+    ],
+)
+def test_heads_go_on_from_heads_of_their_shape(tmp_path: Path, text: str, message: str):
+    with pytest.raises(EesdError) as error:
+        load_config([overlay(tmp_path, text)])
+    assert message in str(error.value)

@@ -30,8 +30,8 @@ from eesd.words import INITS
 class Student(ABC):
     """A head in training. `module` is what is stored, `vocabulary` [rows] its tokens (None: all).
 
-    complete: gives traces the states and labels that their corpus does not hold. origin: the trained head to go on from,
-    if `init` names one. init, context: as in the head's card.
+    complete: gives traces the states and labels that their corpus does not hold. origin: the trained head to go on
+    from, if `init` names one. init, context: as in the head's card.
     tied: name of the output head's weight, which is not stored when it is tied.
     """
 

@@ -81,7 +81,7 @@ methods: {eesd: {head: mine}}
     overlay.write_text(text + "heads: {between: {init: paper4}, mine: {init: between}, paper4: {}}")
     with pytest.raises(
         EesdError,
-        match="between.output_head: is free, but the published 'paper4', .* has tied. Set output_head of both",
+        match=r"between.output_head: is free, but the published 'paper4', .* has tied. Set output_head of both",
     ):
         settings.load_config([overlay])
     for anew in ("{init: lens}", "{kind: medusa}"):

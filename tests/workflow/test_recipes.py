@@ -56,6 +56,6 @@ def test_go_on_from_a_published_head(snakemake, root: Path, tmp_path: Path):
     result = snakemake("--dry-run", "--configfile", str(overlay))
     assert result.returncode == 0, result.stdout
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))
-    assert (jobs["take_head"], jobs["generate_corpus"], jobs["train_head"], jobs["bench_group"]) == ("1", "1", "1", "1")
+    assert (jobs["take_head"], jobs["generate_corpus"], jobs["train_head"], jobs["bench_group"]) == ("1", "1", "1", "3")
     training = result.stdout.split("rule train_head:")[1].split("\n\n")[0]
     assert "results/heads/smollm2-135m/deep4/head.safetensors" in re.search("input: (.*)", training)[1]
