@@ -43,6 +43,13 @@ def overlay(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def mistake(tmp_path: Path, text: str) -> str:
+    """What a configuration with this overlay is refused with."""
+    with pytest.raises(EesdError) as error:
+        load_config([overlay(tmp_path, text)])
+    return str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -179,9 +186,7 @@ def overlay(tmp_path: Path, text: str) -> Path:
     ],
 )
 def test_every_mistake_is_one_message(tmp_path: Path, text: str, message: str):
-    with pytest.raises(EesdError) as error:
-        load_config([overlay(tmp_path, text)])
-    assert message in str(error.value)
+    assert message in mistake(tmp_path, text)
 
 
 def test_missing_file_is_an_error_of_its_own(tmp_path: Path):

@@ -40,11 +40,22 @@ def test_damaged_weights_and_other_models_are_refused(head, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_configuration_names_what_is_published(tmp_path, monkeypatch):
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Publishes the card of a head beside no others than those of the test."""
     monkeypatch.setattr("eesd.published.PUBLISHED_HEADS", tmp_path)
-    (tmp_path / "smollm2-135m/deep1").mkdir(parents=True)
-    made = {"kind": "exit_layer", "exit_layer": 1, "context": "verified", "vocab_rows": 8192, "output_head": "tied"}
-    (tmp_path / "smollm2-135m/deep1/card.json").write_text(json.dumps({"settings": made}))
+
+    def write(head, exit_layer, context):
+        made = {"kind": "exit_layer", "exit_layer": exit_layer, "context": context, "vocab_rows": 8192}
+        (tmp_path / "smollm2-135m" / head).mkdir(parents=True)
+        text = json.dumps({"settings": {**made, "output_head": "tied"}})
+        (tmp_path / "smollm2-135m" / head / "card.json").write_text(text)
+
+    return write
+
+
+def test_configuration_names_what_is_published(tmp_path, card):
+    card("deep1", 1, "verified")
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("run: {heads: published}")
     with pytest.raises(EesdError, match=r"no published head 'paper4' .*published: deep1"):
@@ -62,11 +73,8 @@ def test_configuration_names_what_is_published(tmp_path, monkeypatch):
         settings.load_config([overlay])
 
 
-def test_heads_that_go_on_from_published_ones_are_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("eesd.published.PUBLISHED_HEADS", tmp_path)
-    (tmp_path / "smollm2-135m/paper4").mkdir(parents=True)
-    made = {"kind": "exit_layer", "exit_layer": 4, "context": "none", "vocab_rows": 8192, "output_head": "tied"}
-    (tmp_path / "smollm2-135m/paper4/card.json").write_text(json.dumps({"settings": made}))
+def test_heads_that_go_on_from_published_ones_are_trained(tmp_path, card):
+    card("paper4", 4, "none")
     overlay = tmp_path / "mine.yaml"
     text = """
 run: {heads: published, groups: [mine], replays: [], views: []}
