@@ -15,7 +15,7 @@ from typing import Any
 from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
-from eesd.words import BASELINE, INITS, KEPT, origin_of
+from eesd.words import BASELINE, INITS, VOCABULARY_OF_PROMPTS, kept, origin_of
 
 Config = dict[str, Any]
 
@@ -99,6 +99,8 @@ def _check_head(config: Config, name: str) -> None:
     check_known("corpus", [head["corpus"]], config["corpora"], f"{where}.corpus")
     if name in INITS:
         raise _mistake(where, f"{', '.join(INITS)} are values of `init`. Give this head another name.")
+    if head["vocabulary"] == "prompt" and head["kind"] == "exit_layer" and head["output_head"] == "free":
+        raise _mistake(f"{where}.vocabulary", VOCABULARY_OF_PROMPTS)
     chain = [name]
     while True:
         where, head = f"heads.{chain[-1]}", config["heads"][chain[-1]]
@@ -107,7 +109,7 @@ def _check_head(config: Config, name: str) -> None:
             return
         if origin in chain:
             raise _mistake(f"{where}.init", f"{' from '.join([*chain, origin])}: one of these has to start anew.")
-        for key in ("kind", *KEPT):
+        for key in ("kind", *kept(head)):
             if (found := config["heads"][origin][key]) != head[key]:
                 raise _mistake(f"{where}.{key}", f"is {head[key]}, but '{origin}', which it goes on from, has {found}.")
         chain.append(origin)
@@ -247,7 +249,8 @@ def _check_group(config: Config, name: str) -> None:
 
 
 def _check_priced(config: Config) -> None:
-    """The cost table that the workflow measures knows one exit layer: what runs and reads it must exit there."""
+    """The cost table that the workflow measures knows one exit layer and size of draft vocabulary: what runs and reads
+    it must be of these."""
     readers = [(f"methods.{name}", [config["methods"][name]["head"]]) for name in _priced_methods(config)]
     for name in config["run"]["replays"]:
         if MEASURED in (config["replays"][name]["costs"] or [MEASURED]):
@@ -255,15 +258,21 @@ def _check_priced(config: Config) -> None:
         readers.append((f"replays.{name}, predicted", predicted_heads(config, name)))
         for table in config["replays"][name]["costs"] or []:
             _check_costs(config, table, f"replays.{name}", config["replays"][name]["heads"])
-    measured = config["hardware"]["exit_layer"]
+    measured = config["hardware"]
     for where, heads in readers:
         for head in heads:
-            layer = config["heads"][head]["exit_layer"]
-            if layer != measured:
+            layer, rows = (config["heads"][head][key] for key in ("exit_layer", "vocab_rows"))
+            if layer != measured["exit_layer"]:
                 raise _mistake(
                     where,
-                    f"head '{head}' exits at layer {layer}, but the cost table is measured for {measured} "
-                    "(hardware.exit_layer). Set that, or name `costs` of this layer.",
+                    f"head '{head}' exits at layer {layer}, but the cost table is measured for "
+                    f"{measured['exit_layer']} (hardware.exit_layer). Set that, or name `costs` of this layer.",
+                )
+            if rows not in (measured["draft_rows"], "full"):
+                raise _mistake(
+                    where,
+                    f"head '{head}' drafts {rows} different tokens, but the cost table is measured for "
+                    f"{measured['draft_rows']} (hardware.draft_rows). Set that, or name `costs` of such a head.",
                 )
 
 

@@ -346,6 +346,7 @@ def hardware(
     model: Annotated[Path | None, typer.Option(help="folder of a converted model")] = None,
     shape: Annotated[str | None, typer.Option(help="or a shape with random weights, such as llama-2-13b")] = None,
     exit_layer: int = 4,
+    draft_rows: Annotated[int, typer.Option(help="tokens that the exit head can draft")] = 8192,
     dtype: str = "auto",
     contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
     rounds: int = 24,
@@ -358,7 +359,7 @@ def hardware(
         lengths = [int(length) for length in contexts.split(",")]
     except ValueError:
         raise EesdError(f"--contexts must be whole numbers with commas between them, not '{contexts}'.") from None
-    measure_hardware(model, shape, out, exit_layer, dtype, lengths, rounds, device)
+    measure_hardware(model, shape, out, exit_layer, dtype, lengths, rounds, device, draft_rows)
 
 
 @app.command()

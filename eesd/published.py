@@ -13,7 +13,7 @@ from typing import Any
 
 from eesd.checks import PUBLISHED
 from eesd.errors import EesdError
-from eesd.words import KEPT, origin_of
+from eesd.words import kept, origin_of
 
 PUBLISHED_HEADS = PUBLISHED / "heads"
 
@@ -53,7 +53,7 @@ def check_published(config: Mapping[str, Any], needed: Iterable[str]) -> None:
 def _check_taken(config: Mapping[str, Any], model: str, head: str) -> None:
     """A published head answers to its name: what it is must be what the configuration says."""
     found, said = head_settings(config, model, head), config["heads"][head]
-    for key in ("kind", "exit_layer", "context", "vocab_rows"):
+    for key in ("kind", "exit_layer", "context", "vocab_rows", "vocabulary"):
         if key in found and found[key] != said[key]:
             raise EesdError(
                 f"Configuration, heads.{head}: {key} is {said[key]}, but the published head has {found[key]}. "
@@ -63,7 +63,7 @@ def _check_taken(config: Mapping[str, Any], model: str, head: str) -> None:
 
 def _check_kept(config: Mapping[str, Any], model: str, head: str, after: str) -> None:
     found, own = head_settings(config, model, head), config["heads"][after]
-    for key in KEPT:
+    for key in kept(own):
         if found[key] != own[key]:
             raise EesdError(
                 f"Configuration, heads.{after}.{key}: is {own[key]}, but the published '{head}', which it goes on "

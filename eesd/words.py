@@ -7,8 +7,13 @@ from typing import Any
 
 BASELINE = "vanilla"  # the method of every group that the others are compared with
 INITS = ("last", "same", "lens")  # what an exit head starts from, if not from another head
-KEPT = ("context", "vocab_rows", "output_head")  # settings that a head takes over from the one that it goes on from
+VOCABULARY_OF_PROMPTS = "`prompt` exchanges rows of the target's output head. Set output_head: tied, or frequent here."
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of a generation's seconds; together they are its total
+
+
+def kept(head: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings that a head takes over from the one that it goes on from: those that decide what its weights are."""
+    return ("context", "output_head", *(["vocab_rows"] if head["output_head"] == "free" else []))
 
 
 def origin_of(head: Mapping[str, Any]) -> str | None:

@@ -20,6 +20,13 @@ def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
     assert load_config([overlay(tmp_path, heads % "steps" + "\nhardware: {exit_layer: 6}")])
 
 
+def test_the_cost_table_is_of_a_head_of_that_vocabulary(tmp_path: Path):
+    text = "heads: {deep1: {vocab_rows: %s}}\nrun: {groups: [main], replays: []}"
+    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep1' drafts 64 different tokens, .* for 1024"):
+        load_config([overlay(tmp_path, text % 64)])
+    assert load_config([overlay(tmp_path, text % "full")])
+
+
 def test_a_predicted_head_exits_where_costs_are_measured(tmp_path: Path):
     """Its replay is priced by another model's table alone, but its group is decoded, so its speed is predicted."""
     text = """
@@ -47,9 +54,10 @@ def test_views_follow_greedy_decodes(tmp_path: Path):
             "deep1 from deep4 from deep1: one of these has to start",
         ),
         (
-            "heads: {deep4: {init: deep1, vocab_rows: 64}}",
-            "deep4.vocab_rows: is 64, but 'deep1', which it goes on from",
+            "heads: {deep1: {output_head: free, vocabulary: frequent}, deep4: {init: deep1, output_head: free}}",
+            "deep4.vocab_rows: is 8192, but 'deep1', which it goes on from, has 1024",
         ),
+        ("heads: {paper4: {vocabulary: prompt}}", "heads.paper4.vocabulary: `prompt` exchanges rows of the target's"),
         ("heads: {deep4: {init: medusa4}}", "heads.deep4.kind: is exit_layer, but 'medusa4', which it goes on from"),
         ("heads: {medusa4: {init: lnes}}", "heads.medusa4.init: Unknown init 'lnes'. Did you mean 'lens'?"),
         ("heads: {lens: {}}", "heads.lens: last, same, lens are values of `init`. Give this head another name"),

@@ -93,10 +93,12 @@ def measure_hardware(
     contexts: Sequence[int] = CONTEXTS,
     rounds: int = ROUNDS,
     device: str | None = None,
+    draft_rows: int = DRAFT_ROWS,
 ) -> None:
     """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape.
 
-    device: `cpu`, `cuda`, `cuda:1` ...; None takes a CUDA device if there is one.
+    exit_layer: layers below the exit head. device: `cpu`, `cuda`, `cuda:1` ...; None takes a CUDA device if there is
+    one. draft_rows: tokens that the head can draft, at most all of the target's.
     """
     target, name = _target(model, shape, dtype, _device(device), max(contexts, default=0))
     engine = attach_engine(target)
@@ -105,7 +107,7 @@ def measure_hardware(
     contexts = [context for context in contexts if context <= limit]
     if not contexts:
         raise EesdError(f"No context length to measure: {name} has room for at most {limit} tokens before a query.")
-    bench = Pieces(target, exit_layer)
+    bench = Pieces(target, exit_layer, draft_rows)
     # Before another library's copy of the model takes memory too.
     peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
@@ -182,14 +184,14 @@ def _target(
 
 
 class Pieces:
-    """The pieces of one target at any context length, with an untrained exit head of the usual size.
+    """The pieces of one target at any context length, with an untrained exit head over `draft_rows` tokens.
 
     The head has lens and deep context: what they add to the paper's layer is a twentieth of a draft step.
     """
 
-    def __init__(self, target: Transformer, exit_layer: int) -> None:
+    def __init__(self, target: Transformer, exit_layer: int, draft_rows: int = DRAFT_ROWS) -> None:
         self.target, self.exit_layer = target, exit_layer
-        self.draft_rows = min(DRAFT_ROWS, target.config.vocab_size)
+        self.draft_rows = min(draft_rows, target.config.vocab_size)
         rows = torch.arange(self.draft_rows)
         with torch.device("meta"):
             head = ExitHead(target.config, rows, lens=True, deep=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eesd.distill.record import Trace
+from eesd.distill.vocabulary import PromptWords
 from eesd.models.transformer import Transformer
 
 
@@ -27,7 +28,7 @@ class Batch:
     target's, normalised. context [batch, seq, hidden]: `final` one position before, zero at the start.
     begins, ends [batch]: the first position that predicts a token with a label, and one past the last. answers [batch]:
     the first that predicts one of the answer. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the
-    next one) hold nothing outside begins and ends.
+    next one) hold nothing outside begins and ends. words: what each trace's head can draft, if its prompt decides that.
     """
 
     states: Tensor | None
@@ -39,6 +40,7 @@ class Batch:
     teacher_ids: Tensor
     teacher_probs: Tensor
     tokens: Tensor
+    words: PromptWords | None = None
 
     def predicting(self, depth: int) -> Tensor:
         """Where a prediction counts as the `depth`-th (1 ..) drafted token of a round: [batch, seq] booleans.

@@ -38,7 +38,7 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
         alive = None
         positions = torch.arange(batch.final.shape[1], device=student.target.device)
         for step, (where, logits) in enumerate(student.predictions(batch, CHAIN)):
-            rows = student.rows[batch.teacher_ids[where]]
+            rows = student.rows_of(batch.teacher_ids[where], batch, where)
             right = torch.zeros_like(where)
             right[where] = logits.argmax(-1) == rows[:, 0]
             if step < POSITIONS:
@@ -68,7 +68,7 @@ def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tens
         alive = None
         for where, logits in student.predictions(batch, POSITIONS):
             right = torch.zeros_like(where)
-            right[where] = logits.argmax(-1) == student.rows[batch.teacher_ids[where][:, 0]]
+            right[where] = logits.argmax(-1) == student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
             drafted = where if alive is None else where & _back(alive)
             confidence = logits.softmax(-1).amax(-1)[drafted[where]]
             found.append((confidence.cpu(), right[drafted].cpu()))
@@ -88,7 +88,7 @@ def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list
     for part in in_order(traces, BATCH):
         batch = student.batch(part)
         for step, (where, logits) in enumerate(student.predictions(batch, POSITIONS)):
-            rows = student.rows[batch.teacher_ids[where][:, 0]]
+            rows = student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
             best = logits.topk(min(CANDIDATES, logits.shape[-1]), -1).indices
             hits[step, : best.shape[1]] += (best == rows[:, None]).sum(0).cpu()
             counts[step] += len(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from eesd.distill.lens import fit_lens
 from eesd.distill.origin import Origin
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
+from eesd.distill.vocabulary import PromptWords, choose_vocabulary, row_of_token
 from eesd.drafting.exit_head import ExitHead
 from eesd.drafting.medusa import MedusaHeads
 from eesd.errors import EesdError, unknown
-from eesd.models.transformer import Transformer
-from eesd.words import INITS
+from eesd.models.transformer import Transformer, head_logits
+from eesd.words import INITS, VOCABULARY_OF_PROMPTS
 
 
 class Student(ABC):
@@ -52,7 +54,7 @@ class Student(ABC):
     ) -> None:
         self.settings, self.target, self.complete, self.origin = settings, target, complete, origin
         self.exit_layer = self.exits_after(settings)
-        if origin:
+        if origin and settings["output_head"] == "free":
             vocabulary = origin.head.token_ids
         else:
             vocabulary = choose_vocabulary(traces, settings["vocab_rows"], target.config.vocab_size)
@@ -72,6 +74,12 @@ class Student(ABC):
     def batch(self, traces: Sequence[Trace]) -> Batch:
         """What such a head learns from, of some traces."""
         return make_batch(self.complete(traces), self.exit_layer, self.target)
+
+    def rows_of(self, tokens: Tensor, batch: Batch, where: Tensor) -> Tensor:
+        """Draft rows of tokens [n, ..] at the n predictions `where` [batch, seq], -1 for what cannot be drafted."""
+        if batch.words is None:
+            return self.rows[tokens]
+        return batch.words.rows_of(tokens, where.nonzero()[:, 0])
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -107,9 +115,16 @@ class ExitStudent(Student):
 
     tied = "head.weight"
 
+    @property
+    def follows_prompt(self) -> bool:
+        """Whether tokens of each prompt take the place of the rarest ones in the draft vocabulary."""
+        return self.settings["vocabulary"] == "prompt" and self.vocabulary is not None
+
     def start(self, traces: Sequence[Trace]) -> None:
         """From a layer of the target, from the lens, or from another head."""
         settings = self.settings
+        if self.follows_prompt and settings["output_head"] == "free":
+            raise EesdError(f"vocabulary: {VOCABULARY_OF_PROMPTS}")
         self.init, self.context = settings["init"], settings["context"]
         self.depth = settings["depth"] if self.context == "verified" else 1
         if self.origin:
@@ -120,7 +135,10 @@ class ExitStudent(Student):
 
     def go_on(self, origin: Origin, traces: Sequence[Trace]) -> None:
         """Take over a trained head; at another exit than its own its layer reads other states: fit its lens anew."""
-        self.module = head = origin.head.requires_grad_(True)
+        self.module = head = origin.head
+        if self.settings["output_head"] == "tied":  # perhaps to other rows than before
+            head.token_ids, head.head.weight = self.vocabulary, nn.Parameter(self.head_rows)
+        head.requires_grad_(True)
         if head.lens and origin.card["exit_layer"] != self.exit_layer:
             weight, bias = fit_lens(traces, self.exit_layer, self.target, head.deep, self.complete, head)
             with torch.no_grad():
@@ -151,6 +169,14 @@ class ExitStudent(Student):
         """Its exit layer."""
         return settings["exit_layer"]
 
+    def batch(self, traces: Sequence[Trace]) -> Batch:
+        """As in the base class, with the draft vocabulary after each prompt."""
+        batch = super().batch(traces)
+        if not self.follows_prompt:
+            return batch
+        prompts = [trace.tokens[: trace.prompt_tokens].tolist() for trace in traces]
+        return replace(batch, words=PromptWords.of(self.vocabulary, prompts, self.target.head_weight))
+
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
         first, later = int(batch.begins.min()), int(batch.answers.min())
@@ -159,10 +185,16 @@ class ExitStudent(Student):
         for step, estimate in enumerate(estimates, 1):
             where = batch.predicting(step)
             if self.module.deep or step == 1:
-                logits = self.module.logits(estimate[where[:, -estimate.shape[1] :]])
+                logits = self._logits(estimate[where[:, -estimate.shape[1] :]], batch, where)
                 yield where, logits
             else:  # without deep context every depth predicts the same
                 yield where, logits[where[batch.predicting(1)]]
+
+    def _logits(self, estimates: Tensor, batch: Batch, where: Tensor) -> Tensor:
+        """Logits [n, rows] of the estimates [n, hidden] at the n predictions `where` [batch, seq]."""
+        if batch.words is None:
+            return self.module.logits(estimates)
+        return batch.words.mask(head_logits(estimates, None, batch.words.weight), where.nonzero()[:, 0])
 
 
 class MedusaStudent(Student):
@@ -214,30 +246,3 @@ def make_student(
     if not traces:
         raise EesdError("The corpus has no training traces. Raise its train_answers.")
     return student_kind(settings)(settings, target, traces, complete, origin)
-
-
-def choose_vocabulary(traces: Sequence[Trace], rows: int | str, vocab_size: int) -> Tensor | None:
-    """Token ids [rows] of the draft vocabulary in increasing order, or None for `full`.
-
-    The most frequent tokens of what is learnt to be predicted; where that has fewer different ones, those the teacher
-    gave most mass, if it was recorded.
-    """
-    if rows == "full" or rows >= vocab_size:
-        return None
-    written = torch.cat([trace.tokens[trace.learnt_from :] for trace in traces])
-    counts = torch.bincount(written, minlength=vocab_size).double()
-    mass = torch.zeros(vocab_size, dtype=torch.float64)
-    for trace in traces:
-        if trace.teacher_ids is not None:
-            mass.index_add_(0, trace.teacher_ids.flatten().long(), trace.teacher_probs.flatten().double())
-    # A count outweighs any mass, which is below 1 once normalised.
-    return (counts + mass / (mass.sum() + 1)).topk(rows).indices.sort().values
-
-
-def row_of_token(vocabulary: Tensor | None, vocab_size: int, device: torch.device) -> Tensor:
-    """Draft row of every token [vocab], -1 for tokens the head cannot draft."""
-    if vocabulary is None:
-        return torch.arange(vocab_size, device=device)
-    rows = torch.full((vocab_size,), -1, device=device)
-    rows[vocabulary] = torch.arange(len(vocabulary), device=device)
-    return rows

@@ -14,7 +14,7 @@ from eesd.drafting.exit_head import ExitHead, load_exit_head
 from eesd.errors import EesdError, unknown
 from eesd.files import sha256_file
 from eesd.models.transformer import Transformer
-from eesd.words import INITS, KEPT, origin_of
+from eesd.words import INITS, kept, origin_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_origin(settings: Mapping[str, Any], out: Path, target: Transformer, mod
     if not folder.is_dir():
         raise EesdError(f"{unknown('init', name, INITS)} Nor is there a trained head {folder}.")
     head, card = load_exit_head(folder, target, model)
-    for key in KEPT:
+    for key in kept(settings):
         if card["settings"][key] != settings[key]:
             raise EesdError(
                 f"{folder}: has {key} {card['settings'][key]}, but the head that goes on from it has {settings[key]}. "

@@ -271,9 +271,9 @@ def batch_loss(student: Student, traces: Sequence[Trace]) -> Tensor:
             losses = mixed_loss(
                 student.settings["loss"],
                 logits.log_softmax(-1),
-                student.rows[batch.teacher_ids[where]],
+                student.rows_of(batch.teacher_ids[where], batch, where),
                 batch.teacher_probs[where],
-                student.rows[batch.tokens[where]],
+                student.rows_of(batch.tokens[where], batch, where),
             )
             total = total + DEPTH_DECAY**step * losses.mean()
             weights += DEPTH_DECAY**step

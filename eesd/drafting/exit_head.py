@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from eesd.drafting.base import DRAFT_ROOM, DRAFTERS, TEXT_BATCH, Draftable, Drafter, Growable, Prompt, Verified
 from eesd.drafting.stored import fill_head, read_head
+from eesd.drafting.vocabulary import prompt_vocabulary
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.config import ModelConfig
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
 class ExitHead(nn.Module):
     """One transformer layer and an output head over `rows` tokens; all state arguments are [batch, seq, hidden].
 
-    token_ids [rows]: the token of every row, in increasing order; None means all tokens in their own order.
+    token_ids [rows]: the token of every row, most frequent first; None means all tokens in their own order.
     lens: estimate the final state by a linear map of the state at the exit, the context and the layer's output,
     instead of the layer's output alone. deep: read a context, the normalised final state of the position before.
     """
 
     packed: Packed | None = None  # set by `pack`: the engine that runs whole steps
+    follows_prompt = False  # its rarest rows give way to tokens of the prompt; its rows are the target's own
 
     def __init__(self, config: ModelConfig, token_ids: Tensor | None, lens: bool = False, deep: bool = False) -> None:
         super().__init__()
@@ -77,6 +79,16 @@ class ExitHead(nn.Module):
     def logits(self, estimate: Tensor) -> Tensor:
         """Draft logits [.., rows] of estimated final states."""
         return head_logits(estimate, None, self.head.weight)
+
+    def begin(self, prompt: Sequence[int], target: Transformer) -> Tensor | None:
+        """Make the rows those for drafts after this prompt; the token of every row, None: all in their own order."""
+        if not self.follows_prompt:
+            return self.token_ids
+        ids = prompt_vocabulary(self.token_ids, prompt)
+        self.head.weight.copy_(target.head_weight[ids])
+        if target.engine:
+            target.engine.repack(self.head.weight)
+        return ids
 
     def pack(self, engine: Engine | GraphEngine | None) -> None:
         """Let the target's engine, if it has one, take over the head's weights."""
@@ -125,6 +137,7 @@ def load_exit_head(path: Path | str, target: Transformer, model: str) -> tuple[E
     if "head.weight" not in tensors:  # tied: the target's own rows
         tensors["head.weight"] = target.head_weight if ids is None else target.head_weight[ids]
     fill_head(head, tensors, target, path)
+    head.follows_prompt = card["settings"].get("vocabulary") == "prompt" and ids is not None
     head.pack(target.engine)
     return head, card
 
@@ -150,8 +163,9 @@ class ExitHeadDrafter(Drafter):
         return cls(head, card["exit_layer"], card)
 
     def begin(self, prompt: Prompt) -> None:
-        """Fill the exit layer's cache with the prompt."""
+        """Choose the draft vocabulary and fill the exit layer's cache with the prompt."""
         self.target, self.target_cache = prompt.target, prompt.cache
+        self.vocabulary = self.head.begin(prompt.tokens, prompt.target)
         if self.cache is None or self.cache.capacity < prompt.cache.capacity:
             self.cache = prompt.target.new_cache(prompt.cache.capacity, num_layers=1)
         # Of accepted tokens that the exit layer has not processed as verified: states [1, n, hidden], and contexts
@@ -210,6 +224,7 @@ class ExitHeadDrafter(Drafter):
     ) -> None:
         """As in the base class, with the chains of many positions in one batch; a row's numbers stay its own."""
         text, device = torch.tensor([tokens], device=target.device), target.device
+        self.vocabulary = self.head.begin(tokens[:prompt_tokens], target)
         cache = target.new_cache(len(tokens) + DRAFT_ROOM, num_layers=self.exit_layer)
         own = target.new_cache(len(tokens) + DRAFT_ROOM, num_layers=1)
         states = target.run(target.embed(text), slice(0, self.exit_layer), cache)

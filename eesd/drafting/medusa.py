@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class MedusaHeads(nn.Module):
     """`heads` residual blocks, each with its own output head over `rows` tokens, or one for all where it is tied.
 
-    token_ids [rows]: the token of every row, in increasing order; None means all `vocab_size` tokens in their own
+    token_ids [rows]: the token of every row, most frequent first; None means all `vocab_size` tokens in their own
     order.
     """
 

@@ -118,6 +118,12 @@ class Engine:
         sources = () if isinstance(what, Tensor) else tuple(weights)
         what.packed = Packed(self, struct, keep, sources, _versions(weights))
 
+    def repack(self, weight: Tensor) -> None:
+        """Take over a packed weight [rows, hidden] that was changed in place."""
+        if pack := getattr(weight, "packed", None):
+            pack.keep[0].copy_(panels(weight, self.panel, Format(pack.struct.format)))
+            pack.versions[:] = _versions([weight])
+
     def pack_exit(self, layer: Layer, norm: RMSNorm, fuse: Linear | None, estimate: Linear | None) -> Packed | None:
         """What `exit_step` needs of an exit head: its packed layer, norm, and the maps of context and lens, if any."""
         if layer.packed is None:

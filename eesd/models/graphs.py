@@ -167,6 +167,9 @@ class GraphEngine:
         for key in [key for key, graph in self._graphs.items() if pack in graph.packs]:
             del self._graphs[key]
 
+    def repack(self, weight: Tensor) -> None:
+        """Weights changed in place need nothing."""
+
     def pack_exit(self, *parts: Module | None) -> None:
         """Exit heads are not captured as a whole: their layer is, and what is around it stays in torch."""
 

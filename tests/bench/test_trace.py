@@ -36,7 +36,8 @@ def folder(tmp_path_factory) -> Path:
     head.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in tiny_head(target).state_dict().items()}
     save_file(tensors, head / "head.safetensors")
-    card = {"kind": "exit_layer", "fingerprint": fingerprint(model), "exit_layer": 2, "calibration": CALIBRATION}
+    card = {"kind": "exit_layer", "fingerprint": fingerprint(model), "exit_layer": 2, "settings": {}}
+    card["calibration"] = CALIBRATION
     (head / "card.json").write_text(json.dumps(card))
     attach_engine(target)
     rows = []

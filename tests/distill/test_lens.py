@@ -58,10 +58,12 @@ class Prophet:
     def __init__(self, target, right_for):
         self.target, self.right_for = target, right_for
         self.exit_layer = 2
-        self.rows = torch.arange(VOCAB)
 
     def batch(self, traces):
         return make_batch(traces, self.exit_layer, self.target)
+
+    def rows_of(self, tokens, batch, where):
+        return tokens
 
     def predictions(self, batch, depth):
         for step in range(1, depth + 1):

@@ -91,7 +91,6 @@ def test_training_goes_on_and_the_card_says_from_what(model, corpus, deep2):
     [
         ({"init": "deep3"}, "Unknown init 'deep3'.*Nor is there a trained head"),
         ({"context": "none"}, "has context verified, but the head that goes on from it has none"),
-        ({"vocab_rows": 32}, "has vocab_rows 64, but .* 32. Set vocab_rows to 64"),
         ({"output_head": "free"}, "has output_head tied"),
     ],
 )
@@ -115,6 +114,34 @@ def test_heads_of_every_shape_move(model, corpus, tmp_path, changes):
     cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("old", "new", "newer")]
     assert [card["exit_layer"] for card in cards] == [2, 1, 1]
     assert cards[2]["origin"]["train_tokens"] == 2 * cards[0]["train_tokens"]
+
+
+def test_a_free_output_head_keeps_its_rows(model, corpus, tmp_path):
+    free = {**DEEP, "output_head": "free", "epochs": 1}
+    train_heads(model, corpus, {tmp_path / "old": free})
+    with pytest.raises(EesdError, match=r"has vocab_rows 64, but .* 32\. Set vocab_rows to 64"):
+        train_heads(model, corpus, {tmp_path / "new": {**free, "init": "old", "vocab_rows": 32}})
+
+
+def test_a_tied_output_head_takes_another_vocabulary(model, corpus, deep2):
+    settings = {**DEEP, "init": "deep2", "vocab_rows": 32, "vocabulary": "prompt"}
+    student, traces = student_of(settings, deep2.with_name("few"), model, corpus)
+    assert len(student.vocabulary) == len(student.module.head.weight) == 32
+    before = student.module.layer.qkv.weight.clone()
+    train_heads(model, corpus, {deep2.with_name("few"): settings})
+    head, card = load_exit_head(deep2.with_name("few"), student.target, fingerprint(model))
+    assert head.follows_prompt and card["vocab_rows"] == 32
+    assert not torch.equal(head.layer.qkv.weight, before)
+    # What is measured is what decoding drafts: the rows after each trace's prompt.
+    for trace in traces[:3]:
+        batch = student.batch([trace])
+        where, logits = next(student.predictions(batch, 1))
+        ids = head.begin(trace.tokens[: trace.prompt_tokens].tolist(), student.target)
+        assert batch.words.draftable[0].sum() == len(ids) == 32
+        rows = student.rows_of(ids[None].expand(len(logits), -1), batch, where)
+        assert (rows >= 0).all()
+        assert ((logits.softmax(-1) > 0).sum(-1) == 32).all()
+        assert torch.equal(batch.words.weight[rows[0]], head.head.weight)
 
 
 def test_a_corpus_of_texts_serves_a_move(model, settings, deep2, tmp_path):

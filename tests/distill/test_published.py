@@ -46,9 +46,10 @@ def card(tmp_path, monkeypatch):
     monkeypatch.setattr("eesd.published.PUBLISHED_HEADS", tmp_path)
 
     def write(head, exit_layer, context):
-        made = {"kind": "exit_layer", "exit_layer": exit_layer, "context": context, "vocab_rows": 8192}
+        rows, vocabulary = (1024, "prompt") if context == "verified" else (2048, "frequent")
+        made = {"kind": "exit_layer", "exit_layer": exit_layer, "context": context, "vocab_rows": rows}
         (tmp_path / "smollm2-135m" / head).mkdir(parents=True)
-        text = json.dumps({"settings": {**made, "output_head": "tied"}})
+        text = json.dumps({"settings": {**made, "vocabulary": vocabulary, "output_head": "tied"}})
         (tmp_path / "smollm2-135m" / head / "card.json").write_text(text)
 
     return write
@@ -68,8 +69,8 @@ def test_configuration_names_what_is_published(tmp_path, card):
     overlay.write_text(mine % ("", "main"))
     with pytest.raises(EesdError, match="no published head 'paper4'"):
         settings.load_config([overlay])
-    overlay.write_text(mine % ("", "") + "\nheads: {deep1: {vocab_rows: 1024}}")
-    with pytest.raises(EesdError, match="vocab_rows is 1024, but the published head has 8192"):
+    overlay.write_text(mine % ("", "") + "\nheads: {deep1: {vocab_rows: 512}}")
+    with pytest.raises(EesdError, match="vocab_rows is 512, but the published head has 1024"):
         settings.load_config([overlay])
 
 
@@ -86,7 +87,9 @@ methods: {eesd: {head: mine}}
     weights = [f"results/heads/smollm2-135m/paper4/{name}" for name in ("head.safetensors", "card.json")]
     assert settings.head_origin(config, "smollm2-135m", "mine") == weights
     assert settings.head_origin(config, "smollm2-135m", "medusa4") == []
-    overlay.write_text(text + "heads: {between: {init: paper4}, mine: {init: between}, paper4: {}}")
+    overlay.write_text(
+        text + "heads: {between: {init: paper4, vocab_rows: 2048}, mine: {init: between, vocab_rows: 2048}, paper4: {}}"
+    )
     with pytest.raises(
         EesdError,
         match=r"between.output_head: is free, but the published 'paper4', .* has tied. Set output_head of both",

@@ -72,8 +72,10 @@ rule measure_hardware:
         gpu=1,
     params:
         exit_layer=config["hardware"]["exit_layer"],
+        draft_rows=config["hardware"]["draft_rows"],
         contexts=",".join(map(str, config["hardware"]["contexts"])),
         rounds=config["hardware"]["rounds"],
     shell:
         "python -m eesd hardware --model {input.model} --out {output} --exit-layer {params.exit_layer}"
+        " --draft-rows {params.draft_rows}"
         " --contexts {params.contexts} --rounds {params.rounds} 2>&1 | tee {log}"
