@@ -49,7 +49,9 @@ def draw_by_position(tables_dir: Path) -> Figure:
             style.panel_title(panel, f"{style.task_label(task)} ({part['positions'].max():,} tokens)", True)
         axes[0].set_xticks(range(1, int(own["position"].max()) + 1))
         # Room for the legend: it grows with the heads.
-        axes[0].set_ylim(0, max(own["top1_agreement"].max(), 0.01) * (1.3 + 0.11 * len(order)))
+        highest = max(own["top1_agreement"].max(), 0.01) * (1.25 + 0.17 * len(order))
+        axes[0].set_ylim(0, highest)
+        axes[0].set_yticks([mark for mark in axes[0].get_yticks() if 0 <= mark <= min(1, highest)])
         axes[0].set_ylabel("top-1 agreement")
     return drawing
 

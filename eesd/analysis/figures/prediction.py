@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from eesd.analysis import style
 from eesd.analysis.figures.base import FIGURES, by, read_table, task_bands
@@ -15,6 +16,7 @@ from eesd.errors import EesdError
 from eesd.words import BASELINE
 
 MATCH = "match"
+MARKS = (0.25, 0.5, 1, 2, 4, 8, 16, 32)  # of logarithmic axes of speedups
 
 
 @FIGURES.register("prediction")
@@ -32,7 +34,7 @@ def draw_prediction(tables_dir: Path) -> Figure:
     bands = [style.Band(band.title, band.tasks, 1.9) for band in bands]
     drawing, axes = style.grid(bands, labels)
     values = table[["measured_speedup", "predicted_speedup"]].to_numpy()
-    ends = 0.95 * values.min(), 1.2 * values.max()  # room for the words above the points
+    ends = 0.5 * values.min(), 1.2 * values.max()  # room for the words below the points
     for band, (_, part), row in zip(bands, contents, axes, strict=True):
         for task, panel in zip(band.tasks, row, strict=True):
             _prediction_panel(panel, part[part["task"] == task], task, ends)
@@ -47,14 +49,18 @@ def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[flo
         look = {"s": 7, "linewidths": 0, "alpha": 0.8, "color": style.method_color(method)}
         panel.scatter(part["measured_speedup"], part["predicted_speedup"], label=style.method_label(method), **look)
     panel.plot(ends, ends, **VANILLA)
-    panel.set_xlim(*ends)
-    panel.set_ylim(*ends)
+    # Ratios: a copied answer may be several times as fast as most.
+    panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(FixedLocator([mark for mark in MARKS if ends[0] <= mark <= ends[1]]))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     lines = []
     speedup = own["predicted_speedup"] / own["measured_speedup"] - 1
     for name, errors in (("speedup", speedup), ("paired", own["paired_error"]), ("seconds", own["error"])):
         median, high = 100 * errors.abs().quantile([0.5, 0.9])
         lines.append(f"{name}: {median:.1f} %, 90 % below {high:.1f} %")
-    place = {"xy": (0.03, 0.97), "xycoords": "axes fraction", "va": "top", "fontsize": 6}
+    place = {"xy": (0.98, 0.03), "xycoords": "axes fraction", "ha": "right", "fontsize": 6}
     panel.annotate("median error\n" + "\n".join(lines), **place)
     panel.set_xlabel("measured speedup over vanilla")
     style.panel_title(panel, f"{style.task_label(task)} (n = {own['item'].nunique()})", below_band_title=True)
