@@ -268,10 +268,10 @@ def _check_priced(config: Config) -> None:
                     f"head '{head}' exits at layer {layer}, but the cost table is measured for "
                     f"{measured['exit_layer']} (hardware.exit_layer). Set that, or name `costs` of this layer.",
                 )
-            if rows not in (measured["draft_rows"], "full"):
+            if rows != measured["draft_rows"]:
                 raise _mistake(
                     where,
-                    f"head '{head}' drafts {rows} different tokens, but the cost table is measured for "
+                    f"head '{head}' has vocab_rows {rows}, but the cost table is measured for "
                     f"{measured['draft_rows']} (hardware.draft_rows). Set that, or name `costs` of such a head.",
                 )
 
@@ -306,13 +306,14 @@ def _check_costs(config: Config, name: str, where: str, heads: Iterable[str]) ->
         return
     table = json.loads(path.read_text())
     for head in heads if table["model"] in config["run"]["models"] else []:
-        layer = config["heads"][head]["exit_layer"]
-        if layer != table["exit_layer"]:
-            raise _mistake(
-                f"{where}.costs",
-                f"head '{head}' exits at layer {layer}, but table '{name}' of the same model is measured for "
-                f"{table['exit_layer']}. Leave it out, or measure one for this layer and name its file.",
-            )
+        found = config["heads"][head]
+        for key, measured in (("exit_layer", table["exit_layer"]), ("vocab_rows", table["draft_rows"])):
+            if found[key] not in (measured, "full"):
+                raise _mistake(
+                    f"{where}.costs",
+                    f"head '{head}' has {key} {found[key]}, but table '{name}' of the same model is measured for "
+                    f"{measured}. Leave it out, or measure one for this head and name its file.",
+                )
 
 
 def _priced_methods(config: Config) -> list[str]:

@@ -346,7 +346,7 @@ def hardware(
     model: Annotated[Path | None, typer.Option(help="folder of a converted model")] = None,
     shape: Annotated[str | None, typer.Option(help="or a shape with random weights, such as llama-2-13b")] = None,
     exit_layer: int = 4,
-    draft_rows: Annotated[int, typer.Option(help="tokens that the exit head can draft")] = 8192,
+    draft_rows: Annotated[str, typer.Option(help="tokens that the exit head can draft: a number, or full")] = "8192",
     dtype: str = "auto",
     contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
     rounds: int = 24,

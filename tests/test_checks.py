@@ -22,9 +22,11 @@ def test_the_cost_table_is_of_the_layer_that_heads_exit_at(tmp_path: Path):
 
 def test_the_cost_table_is_of_a_head_of_that_vocabulary(tmp_path: Path):
     text = "heads: {deep1: {vocab_rows: %s}}\nrun: {groups: [main], replays: []}"
-    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep1' drafts 64 different tokens, .* for 1024"):
+    with pytest.raises(EesdError, match=r"methods.eesd_cost: head 'deep1' has vocab_rows 64, .* for 1024"):
         load_config([overlay(tmp_path, text % 64)])
-    assert load_config([overlay(tmp_path, text % "full")])
+    with pytest.raises(EesdError, match="head 'deep1' has vocab_rows full"):
+        load_config([overlay(tmp_path, text % "full")])
+    assert load_config([overlay(tmp_path, text % "full" + "\nhardware: {draft_rows: full}")])
 
 
 def test_a_predicted_head_exits_where_costs_are_measured(tmp_path: Path):

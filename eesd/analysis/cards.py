@@ -27,7 +27,8 @@ def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
             records += [
                 {
                     **{field: card[field] for field in FIELDS},
-                    # Cards from before prompts taught have none.
+                    # Older cards say nothing of their vocabulary, nor of what prompts taught.
+                    "vocabulary": card["settings"].get("vocabulary", "frequent"),
                     "train_labels": card.get("train_labels", card["train_tokens"]),
                     "task": task,
                     "position": position,

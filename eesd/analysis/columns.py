@@ -155,6 +155,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "kind": "exit_layer or medusa",
         "exit_layer": "layers of the target below the head; 0: it reads the final state",
         "vocab_rows": "tokens the head can draft: a number, or full",
+        "vocabulary": "which: the most frequent, or prompt: those of each prompt in place of the rarest",
         "init": "what it started from: last or same layer of the target, lens, its output head, or another head",
         "loss": "training loss",
         "context": "none, or verified: the head also reads the final state of the last verified position",

@@ -101,6 +101,8 @@ def _agreement(table: pd.DataFrame) -> str:
         found = ", ".join(f"{task_label(row.task)} {row.top1_agreement:.2f}" for row in rows.itertuples())
         first = rows.iloc[0]
         where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
+        own = "" if first.vocabulary == "frequent" else ", the prompt's among them"
+        where += f", drafts {first.vocab_rows:,} tokens{own}"
         prompts = first.train_labels - first.train_tokens
         learnt = f"{first.train_tokens:,} training tokens" + (f" and {prompts:,} of prompts" if prompts else "")
         if first.kind == "exit_layer" and first.init not in INITS:

@@ -93,12 +93,12 @@ def measure_hardware(
     contexts: Sequence[int] = CONTEXTS,
     rounds: int = ROUNDS,
     device: str | None = None,
-    draft_rows: int = DRAFT_ROWS,
+    draft_rows: int | str = DRAFT_ROWS,
 ) -> None:
     """Time all pieces and write the cost table as JSON; give a model folder or the name of a shape.
 
     exit_layer: layers below the exit head. device: `cpu`, `cuda`, `cuda:1` ...; None takes a CUDA device if there is
-    one. draft_rows: tokens that the head can draft, at most all of the target's.
+    one. draft_rows: how many tokens the head can draft, or `full`.
     """
     target, name = _target(model, shape, dtype, _device(device), max(contexts, default=0))
     engine = attach_engine(target)
@@ -107,7 +107,7 @@ def measure_hardware(
     contexts = [context for context in contexts if context <= limit]
     if not contexts:
         raise EesdError(f"No context length to measure: {name} has room for at most {limit} tokens before a query.")
-    bench = Pieces(target, exit_layer, draft_rows)
+    bench = Pieces(target, exit_layer, _draft_rows(draft_rows, target.config.vocab_size))
     # Before another library's copy of the model takes memory too.
     peak = peak_memory(target, bench.head, exit_layer, contexts)
     peer = _peer(model, target) if model else None
@@ -166,6 +166,14 @@ def _device(name: str | None) -> str:
     return name
 
 
+def _draft_rows(given: int | str, vocab_size: int) -> int:
+    if given == "full":
+        return vocab_size
+    if not str(given).isdigit() or int(given) < 1:
+        raise EesdError(f"--draft-rows must be a number above 0, or full, not '{given}'.")
+    return int(given)
+
+
 def _target(
     model: Path | None, shape: str | None, dtype: str, device: str, longest_context: int
 ) -> tuple[Transformer, str]:
@@ -186,7 +194,7 @@ def _target(
 class Pieces:
     """The pieces of one target at any context length, with an untrained exit head over `draft_rows` tokens.
 
-    The head has lens and deep context: what they add to the paper's layer is a twentieth of a draft step.
+    The head has lens and deep context, as the suite's own heads: they add two matrices to the paper's layer.
     """
 
     def __init__(self, target: Transformer, exit_layer: int, draft_rows: int = DRAFT_ROWS) -> None:

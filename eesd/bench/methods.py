@@ -132,7 +132,9 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
             )
         calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
-        costs = read_costs(settings["costs"], drafter.exit_layer, head_context(drafter))
+        costs = read_costs(
+            settings["costs"], drafter.exit_layer, head_context(drafter), rows=(drafter.card or {}).get("vocab_rows")
+        )
         if costs.how != how:
             print(f"{name}: costs of {costs.how} ({settings['costs']}) decide in a run of {how}.", file=sys.stderr)
     controller.equip(calibration, costs)
@@ -149,7 +151,7 @@ def make_branching(settings: Mapping[str, Any], controller: Controller, drafter:
         return Branching(nodes, width, typical=typical)
     accuracies = accuracies_of(drafter.card, Path(settings["head_path"]) / "card.json")[: controller.k_max]
     if nodes is None:
-        head_s, verify_s = read_verification(settings["costs"], TREE_CONTEXT)
+        head_s, verify_s = read_verification(settings["costs"], TREE_CONTEXT, drafter.card["vocab_rows"])
         nodes = best_nodes(accuracies, verify_s, head_s * len(accuracies))
     paths = choose_tree(accuracies, nodes)
     return Branching(len(paths), paths=paths, typical=typical)

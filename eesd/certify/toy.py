@@ -55,9 +55,10 @@ def toy_target(vocab: int = VOCAB, dtype: torch.dtype = torch.float32, engine: s
     return target
 
 
-def _exit_head(target: Transformer, deep: bool) -> ExitHeadDrafter:
+def _exit_head(target: Transformer, deep: bool, follows_prompt: bool = False) -> ExitHeadDrafter:
     torch.manual_seed(1)
-    rows = torch.arange(target.config.vocab_size - 1)  # one token cannot be drafted
+    # One token cannot be drafted; or four can, of which the prompt chooses the last.
+    rows = torch.tensor([6, 2, 0, 7]) if follows_prompt else torch.arange(target.config.vocab_size - 1)
     head = ExitHead(target.config, rows, lens=deep, deep=deep)
     for weight in head.parameters():
         weight.data.normal_(0, 0.1)
@@ -65,6 +66,7 @@ def _exit_head(target: Transformer, deep: bool) -> ExitHeadDrafter:
     head.norm.load_state_dict(target.norm.state_dict())
     head.head.weight.data.copy_(target.head_weight[rows])
     head = head.to(target.dtype).requires_grad_(False).eval()
+    head.follows_prompt = follows_prompt
     head.pack(target.engine)
     return ExitHeadDrafter(head, EXIT)
 
@@ -89,6 +91,7 @@ def _assistant(target: Transformer) -> AssistantDrafter:
 TOY_DRAFTERS: dict[str, Callable[[Transformer], Drafter]] = {
     "exit_head": lambda target: _exit_head(target, deep=False),
     "exit_head_deep": lambda target: _exit_head(target, deep=True),
+    "exit_head_prompt": lambda target: _exit_head(target, deep=True, follows_prompt=True),
     "early_exit": lambda target: EarlyExitDrafter(EXIT),
     "medusa": _medusa,
     "self_sd": lambda target: SelfSDDrafter(target, Skips(attention=(1,))),

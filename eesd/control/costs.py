@@ -122,13 +122,18 @@ class CostTable:
 
 
 def read_costs(
-    path: Path | str, exit_layer: int | None = None, context: str = VERIFIED, model: str | None = None
+    path: Path | str,
+    exit_layer: int | None = None,
+    context: str = VERIFIED,
+    model: str | None = None,
+    rows: int | None = None,
 ) -> CostTable:
     """The cost table in a file of `eesd hardware`; EesdError with its path for anything that is not one.
 
     exit_layer: where the head exits that the costs are for; another one in the table is an error. context: what that
     head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: of the drafts,
-    where a table of another model may price them too, whatever its exit layer.
+    where a table of another model may price them too, whatever its exit layer. rows: tokens that the head can draft;
+    another number in the table is an error too.
     """
     found = read_measured(path)
     measured_exit = found.facts["exit_layer"]
@@ -138,16 +143,23 @@ def read_costs(
             f"{path}: measured with an exit after layer {measured_exit}, but the head exits after layer "
             f"{exit_layer}. Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
         )
+    measured_rows = found.facts.get("draft_rows")
+    if not borrowed and None not in (rows, measured_rows) and rows != measured_rows:
+        raise EesdError(
+            f"{path}: measured with a head that drafts {measured_rows} different tokens, but this one drafts {rows}. "
+            f"Measure with `eesd hardware --draft-rows {rows}` and name that file as `costs`."
+        )
     costs = tuple(_costs(found, at, again=context == VERIFIED) for at in found.contexts)
     return CostTable(found.hardware, found.contexts, costs, dict(found.facts.get("decisions_s", {})), found.how)
 
 
-def read_verification(path: Path | str, context: int) -> tuple[float, tuple[float, ...]]:
-    """Seconds of a draft head, and of verifying 1, 2 .. tokens through all layers, at the nearest context measured."""
+def read_verification(path: Path | str, context: int, rows: int) -> tuple[float, tuple[float, ...]]:
+    """Seconds of a draft head over `rows` tokens, and of verifying 1, 2 .. tokens through all layers, at the nearest
+    context measured. Of a head over another number of tokens its share: heads wait for their weights."""
     found = read_measured(path)
     at = min(found.contexts, key=lambda measured: abs(measured - context))
     verify = tuple(found.cost("verify", query, at) for query in range(1, max(1, found.longest("verify", at)) + 1))
-    return found.cost("draft_head", 1, at), verify
+    return found.cost("draft_head", 1, at) * rows / found.facts.get("draft_rows", rows), verify
 
 
 def _costs(found: Measured, context: int, again: bool) -> Costs:

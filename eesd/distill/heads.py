@@ -170,7 +170,8 @@ class ExitStudent(Student):
         return settings["exit_layer"]
 
     def batch(self, traces: Sequence[Trace]) -> Batch:
-        """As in the base class, with the draft vocabulary after each prompt."""
+        """As in the base class, with the draft vocabulary after each prompt; tokens of the prompt, where they are
+        learnt, are among it."""
         batch = super().batch(traces)
         if not self.follows_prompt:
             return batch

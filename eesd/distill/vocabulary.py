@@ -60,7 +60,7 @@ class PromptWords:
         """What heads with the vocabulary `ranked` draft after each of these prompts."""
         device = head_weight.device
         vocabularies = [prompt_vocabulary(ranked, prompt) for prompt in prompts]
-        union = torch.cat((ranked, *vocabularies)).unique()
+        union = torch.cat(vocabularies).unique()
         rows = row_of_token(union, len(head_weight), device)
         draftable = torch.zeros(len(prompts), len(union), dtype=torch.bool, device=device)
         for row, vocabulary in enumerate(vocabularies):
@@ -75,5 +75,5 @@ class PromptWords:
     def rows_of(self, tokens: Tensor, traces: Tensor) -> Tensor:
         """Rows of tokens [n, ..] in logits of `traces` [n], -1 where the trace cannot draft it."""
         rows = self.rows[tokens]
-        allowed = self.draftable[traces].gather(1, rows.clamp(min=0).view(len(rows), -1)).view_as(rows)
-        return rows.where(allowed & (rows >= 0), -1)
+        traces = traces.view(-1, *[1] * (rows.dim() - 1))
+        return rows.where(self.draftable[traces, rows.clamp(min=0)] & (rows >= 0), -1)

@@ -57,7 +57,7 @@ def test_the_tree_of_medusa_heads_follows_from_their_card_and_the_machine(tmp_pa
     controller, drafter = make_controller(settings["controller"]), medusa_drafter(tiny_target())
     with pytest.raises(EesdError, match=r"card\.json: no accuracies of the candidates of these heads"):
         make_branching(settings, controller, drafter)
-    drafter.card = {"accuracies": [[0.6, 0.2], [0.5, 0.1], [0.9, 0.0]]}
+    drafter.card = {"accuracies": [[0.6, 0.2], [0.5, 0.1], [0.9, 0.0]], "vocab_rows": 2000}
     # Two levels are asked for, so the third head drafts nothing: 0.6, then 0.6 * 0.5, then 0.2.
     assert make_branching(settings, controller, drafter) == Branching(3, paths=((0,), (0, 0), (1,)))
     chosen = make_branching({**settings, "tree": {**settings["tree"], "nodes": None}}, controller, drafter)

@@ -65,10 +65,11 @@ def test_linear_in_the_context_and_constant_beyond(tmp_path: Path):
 
 def test_verification_through_all_layers_at_the_nearest_context(tmp_path: Path):
     whole = [piece("verify", n, 200, 20.0 + n) for n in range(1, 4)] + [piece("draft_head", 1, 200, 0.5)]
-    path = write_costs(tmp_path / "toy.json", costs=pieces(100) + whole)
-    assert read_verification(path, 900) == (0.5, (21.0, 22.0, 23.0))
+    path = write_costs(tmp_path / "toy.json", costs=pieces(100) + whole, draft_rows=2000)
+    assert read_verification(path, 900, 2000) == (0.5, (21.0, 22.0, 23.0))
+    assert read_verification(path, 900, 500)[0] == 0.125
     with pytest.raises(EesdError, match="no cost of verify for 1 tokens at context 100"):
-        read_verification(path, 90)
+        read_verification(path, 90, 2000)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,10 @@ def test_other_files_and_heads_are_refused(tmp_path: Path):
     with pytest.raises(EesdError, match="exit after layer 4"):
         read_costs(path, exit_layer=8, model="toy")
     assert read_costs(path, exit_layer=8, model="another").costs == read_costs(path).costs
+    path = write_costs(tmp_path / "rows.json", draft_rows=2000)
+    with pytest.raises(EesdError, match="a head that drafts 2000 different tokens, but this one drafts 500"):
+        read_costs(path, rows=500)
+    assert read_costs(path, rows=2000).costs == read_costs(path, model="another", rows=500).costs
     with pytest.raises(
         EesdError, match=r"no cost of verifying 17 tokens, which drafts of k = 16 need.*largest k is 15"
     ):

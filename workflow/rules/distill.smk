@@ -5,7 +5,7 @@ from eesd.published import PUBLISHED_HEADS
 # All of eesd/distill but what publishes and takes heads.
 TRAINING = [
     f"eesd/distill/{name}.py"
-    for name in "batches calibrate checkpoint corpus evaluate heads lens losses origin record rollout train".split()
+    for name in "batches calibrate checkpoint corpus evaluate heads lens losses origin record rollout train vocabulary".split()
 ]
 
 
@@ -68,6 +68,7 @@ rule train_head:
             "eesd/drafting/exit_head.py",
             "eesd/drafting/medusa.py",
             "eesd/drafting/stored.py",
+            "eesd/drafting/vocabulary.py",
             "eesd/models",
         ),
     output:
