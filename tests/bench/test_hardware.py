@@ -76,6 +76,16 @@ def test_a_shape_beyond_the_limit_repeats_a_few_layers(monkeypatch):
     assert set(SHAPES) == {"smollm2-135m", "llama-2-7b", "llama-2-13b", "llama-2-70b"}
 
 
+def test_a_head_drafts_one_token_or_more_or_all(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHAPES, "tiny", tiny_config())
+    for rows in (0, "-3", "many"):
+        with pytest.raises(EesdError, match="draft-rows must be a number above 0, or full"):
+            measure_hardware(None, "tiny", tmp_path / "a.json", 2, "float32", (16,), 1, "cpu", rows)
+    target = random_target(tiny_config(), torch.float32, "cpu")
+    assert hardware._draft_rows("full", target.config.vocab_size) == target.config.vocab_size
+    assert Pieces(target, 2, 16).draft_rows == 16
+
+
 def test_a_shape_may_be_measured_beyond_its_context_and_on_graphs(tmp_path, monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", tiny_config(max_positions=32))
     monkeypatch.setattr("eesd.models.shapes.DISTINCT_BYTES", 80_000)

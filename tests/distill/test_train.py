@@ -234,6 +234,8 @@ def test_bad_head_settings_are_refused(model, corpus, tmp_path):
         train_heads(model, corpus, {tmp_path / "x": {**HEAD, "exit_layer": 4}})
     with pytest.raises(EesdError, match=r"Unknown init 'lst'.* Did you mean 'last'"):
         train_heads(model, corpus, {tmp_path / "x": {**HEAD, "init": "lst"}})
+    with pytest.raises(EesdError, match="vocabulary: `prompt` exchanges rows of the target's output head"):
+        train_heads(model, corpus, {tmp_path / "x": {**HEAD, "vocabulary": "prompt"}})
 
 
 def test_vocabulary_is_the_most_frequent_tokens(corpus):
