@@ -14,16 +14,19 @@ from torch import Tensor
 
 from eesd.models.config import ModelConfig
 
+# Keys and values of one layer, as in `KVCache`.
 LayerCache = tuple[Tensor, Tensor]
 
-# On a CPU caches are made for a multiple of so many slots, which the decode engine reads at a time.
+# Slots of a chunked cache that lie together: what the decode engine takes at a time.
 CHUNK = 64
 
 
 class KVCache:
     """Keys and values of `num_layers` layers, each [batch, kv_heads, capacity, head_dim].
 
-    On a CPU keys are stored turned, slots side by side: what the decode engine multiplies a query with, as it lies.
+    chunked: keys are [batch, kv_heads, chunks, CHUNK, head_dim] instead, stored with the slots of a chunk side by side:
+        as the decode engine of a CPU multiplies them with a query, and every chunk in one piece of memory. `write` and
+        `read` take both.
     """
 
     def __init__(
@@ -34,24 +37,22 @@ class KVCache:
         num_layers: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        chunked: bool = False,
     ) -> None:
         layers = config.num_layers if num_layers is None else num_layers
-        self.capacity = capacity
-        self._turned = torch.device(device).type == "cpu"
-        room, dim = capacity, config.head_dim
-        if self._turned:
-            # An odd number of chunks: with a power of two all dimensions would compete for the same places of a core's
-            # cache.
-            room = CHUNK * (-(-capacity // CHUNK) | 1)
-        outer = (layers, batch, config.num_kv_heads)
-        keys = torch.zeros(*outer, *((dim, room) if self._turned else (room, dim)), dtype=dtype, device=device)
-        self._hold(keys, torch.zeros(*outer, room, dim, dtype=dtype, device=device))
+        self.capacity, self._chunked = capacity, chunked
+        outer, dim = (layers, batch, config.num_kv_heads), config.head_dim
+        chunks = -(-capacity // CHUNK)
+        places = (chunks, dim, CHUNK) if chunked else (capacity, dim)
+        keys = torch.zeros(*outer, *places, dtype=dtype, device=device)
+        values = torch.zeros(*outer, chunks * CHUNK if chunked else capacity, dim, dtype=dtype, device=device)
+        self._hold(keys, values)
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
-        """Take over memory as it is stored; `keys` and `values` show it as [.., capacity, head_dim]."""
+        """Take over memory as it is stored, and show it as the class describes it."""
         self._stored = keys, values
-        keys = keys.transpose(3, 4) if self._turned else keys
-        self.keys, self.values = keys[..., : self.capacity, :], values[..., : self.capacity, :]
+        self.keys = keys.transpose(-1, -2) if self._chunked else keys
+        self.values = values[..., : self.capacity, :]
 
     def layer(self, index: int) -> LayerCache:
         """Keys and values of one layer, as views."""
@@ -63,15 +64,40 @@ class KVCache:
 
     def move(self, sources: Sequence[int], slot: int) -> None:
         """Copy the entries at slots `sources`, in this order, to the slots from `slot` on, in every layer."""
-        for store in (self.keys, self.values):
+        stores = [self.values] if self._chunked else [self.keys, self.values]
+        for store in stores:
             store[:, :, :, slot : slot + len(sources)] = store[:, :, :, sources]
+        if self._chunked:
+            old, new = _places(torch.tensor(sources)), _places(torch.arange(slot, slot + len(sources)))
+            self.keys[:, :, :, *new] = self.keys[:, :, :, *old]
 
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, slots: int | Tensor) -> None:
     """Store new keys and values [batch, kv_heads, seq, head_dim] from slot `slots` on, or at slots [batch, seq]."""
-    for store, new in zip(cache, (keys, values), strict=True):
+    if cache[0].ndim == 5:
+        rows = torch.arange(len(keys))[:, None]
+        at = torch.arange(slots, slots + keys.shape[2])[None] if isinstance(slots, int) else slots
+        chunk, place = _places(at)
+        cache[0][rows, :, chunk, place] = keys.transpose(1, 2)
+        stores = [(cache[1], values)]
+    else:
+        stores = [(cache[0], keys), (cache[1], values)]
+    for store, new in stores:
         if isinstance(slots, int):
             store[:, :, slots : slots + new.shape[2]] = new
         else:
             index = slots[:, None, :, None].expand_as(new)
             store.scatter_(2, index, new)
+
+
+def read(cache: LayerCache, live: int) -> LayerCache:
+    """Keys and values [batch, kv_heads, live, head_dim] of the first `live` slots."""
+    keys, values = cache
+    if keys.ndim == 5:
+        keys = keys[:, :, : -(-live // CHUNK)].flatten(2, 3)
+    return keys[:, :, :live], values[:, :, :live]
+
+
+def _places(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunk of every slot, and where it is within that."""
+    return slots // CHUNK, slots % CHUNK

@@ -96,6 +96,8 @@ class Plan:
 class Engine:
     """The kernels, or (library None) a stand-in that leaves every call to torch and says why in `name` and `reason`."""
 
+    chunked_caches = True
+
     def __init__(self, library: ctypes.PyDLL | None, name: str, reason: str = "") -> None:
         self.library, self.name, self.reason = library, name, reason
         self.panel = library.eesd_panel() if library else 0
@@ -161,10 +163,9 @@ class Engine:
 
     def _layer(self, layer: Layer, keep: list[Tensor]) -> structs.Layer:
         def norm(name: str) -> int | None:
-            module = getattr(layer, name, None)
-            if module is None:
+            if not hasattr(layer, name):
                 return None
-            keep.append(vector(module.weight))
+            keep.append(vector(getattr(layer, name).weight))
             return keep[-1].data_ptr()
 
         def matrix(linear: torch.nn.Linear, parts: int = 1) -> structs.Matrix:
@@ -252,13 +253,11 @@ class Engine:
         if not fits(caches.keys, caches.values, hidden.dtype):
             return None
         batch, seq, _ = hidden.shape
-        if mask is not None:
-            mask = dense(mask, batch, seq)
-            if mask is None:
-                return None
+        if mask is not None and (mask := dense(mask, batch, seq)) is None:
+            return None
         slot_list = integers(slots, batch, seq)
         position_list = slot_list if positions is None else integers(positions, batch, seq)
-        if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.keys.shape[3]:
+        if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.values.shape[3]:
             return None
         angles = self.angles(rotary, max(position_list) + 1)
         return self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, angles)

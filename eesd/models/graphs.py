@@ -118,6 +118,7 @@ class GraphEngine:
     """Captures graphs as they are first needed; an object of its own for every target."""
 
     reason = ""
+    chunked_caches = False
     capture_s: ClassVar[float] = 0.0  # seconds that this process has spent capturing, for whatever model
 
     def __init__(self, backend: Rerun, device: torch.device, kernels: ModuleType | None = None) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eesd.models.cache import KVCache, LayerCache, write
+from eesd.models.cache import KVCache, LayerCache, read, write
 from eesd.models.config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Layer(nn.Module):
         if cache is not None:
             write(cache, k, v, slots)
             live = slots + hidden.shape[1] if mask is None else mask.shape[-1]
-            k, v = cache[0][:, :, :live], cache[1][:, :, :live]
+            k, v = read(cache, live)
         return self.finish(hidden, attend(q, k, v, mask))
 
     def heads(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +200,7 @@ def causal_mask(
 
 
 class LayerCaches(Sequence[LayerCache]):
-    """Caches of a range of layers [layers, batch, kv_heads, capacity, head_dim], cut into views only where needed."""
+    """Caches of a range of layers, as `KVCache` has them, cut into views only where needed."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -245,7 +245,9 @@ class Transformer(nn.Module):
 
     def new_cache(self, capacity: int, batch: int = 1, num_layers: int | None = None) -> KVCache:
         """An empty cache for `capacity` tokens a row, of all layers unless `num_layers` says otherwise."""
-        return KVCache(self.config, capacity, batch, num_layers, self.dtype, self.device)
+        packed = self.layers[0].packed
+        chunked = packed is not None and packed.engine.chunked_caches
+        return KVCache(self.config, capacity, batch, num_layers, self.dtype, self.device, chunked)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [batch, seq] -> states before the first layer [batch, seq, hidden]."""

@@ -34,9 +34,8 @@ struct Call {
     const uint8_t* mask;               // [batch * seq, mask_stride], null: causal
     int64_t mask_stride;
     const float *cosine, *sine;  // [positions, dim]
-    void *keys, *values;                     // of the first layer: keys [dim, slots], values [slots, dim]
+    void *keys, *values;  // of the first layer: keys [chunks, dim, CHUNK], values [chunks * CHUNK, dim]
     int64_t key_layer, key_batch, key_head;  // strides of both: bytes between layers, elements within one
-    int64_t key_dim;                         // elements between the dimensions of a key
     int32_t threads;
 };
 
@@ -72,6 +71,7 @@ struct Attention {
     float* partial;  // [rows][heads][chunks][2 + dim]
     int chunks;
     float *queries, *chunk_values, *scores;  // this thread's
+    bf16* narrow;                            // room to round what multiplies the cache
 };
 
 // Norm (where the model has it) and rotate one head of one row.
@@ -95,17 +95,17 @@ void put(bf16* to, const float* from, int n) {
 void put(float& to, float from) { to = from; }
 void put(bf16& to, float from) { to = to_bf16(from); }
 
-// Write the new keys and values whose slots lie in this chunk.
+// Write the new keys and values whose slots lie in the chunk from `start` on.
 template <class C>
-void write_cache(const Attention& a, int batch, int head, int start, C* keys, C* values) {
+void write_chunk(const Attention& a, int batch, int head, int start, C* keys, C* values) {
     const Shape& s = a.shape;
     float key[1024];
     for (int row = batch * a.call.seq; row < (batch + 1) * a.call.seq; row++) {
-        int slot = a.call.slots[row];
-        if (slot < start || slot >= start + CHUNK) continue;
+        int slot = a.call.slots[row] - start;
+        if (slot < 0 || slot >= CHUNK) continue;
         const float* x = a.qkv + row * a.qkv_row + size_t(s.heads + head) * s.dim;
         rotate(a, x, a.layer.k_norm, row, key);
-        for (int d = 0; d < s.dim; d++) put(keys[d * a.call.key_dim + slot], key[d]);
+        for (int d = 0; d < s.dim; d++) put(keys[d * CHUNK + slot], key[d]);
         put(values + size_t(slot) * s.dim, x + size_t(s.kv_heads) * s.dim, s.dim);
     }
 }
@@ -118,52 +118,79 @@ struct Lying {
     int k_count, size;
 };
 
+// What a matrix is multiplied with, [queries, k_count].
+template <class W>
+struct Factors {
+    const typename Kind<W>::Activation* data;
+    size_t stride;
+};
+
 // out[q] = sum over k of x[q][k] * w[k], for Q queries; what comes next is fetched meanwhile.
 template <class W, int Q>
-void weigh(Lying<W> w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+void weigh(Lying<W> w, Factors<W> x, float* const* out, Ahead ahead) {
     constexpr int MOST = Q <= 3 ? 2 : 1;  // panels at once: enough sums under way
+    constexpr int DEPTH = Kind<W>::DEPTH;
+    // An odd number of k has a last one with factor 0.
+    size_t step = w.step * DEPTH, count = (w.k_count + DEPTH - 1) / DEPTH;
     int n = 0;
     for (; n + MOST * PANEL <= w.size; n += MOST * PANEL) {
         vf acc[Q][MOST][2];
-        multiply<W, Q, MOST>(w.data + n, w.step, PANEL, x, x_row, w.k_count, ahead, acc);
+        multiply<W, Q, MOST>(w.data + n, step, PANEL, x.data, x.stride, count, ahead, acc);
         if (ahead.at) ahead.at += MOST * PANEL * sizeof(W);
         for (int q = 0; q < Q; q++)
             for (int p = 0; p < 2 * MOST; p++) store(out[q] + n + p * LANES, acc[q][p / 2][p % 2]);
     }
     for (; n < w.size; n += PANEL) {
         vf acc[Q][1][2];
-        multiply<W, Q, 1>(w.data + n, w.step, 0, x, x_row, w.k_count, {}, acc);
+        multiply<W, Q, 1>(w.data + n, step, 0, x.data, x.stride, count, {}, acc);
         for (int q = 0; q < Q; q++) store(out[q] + n, acc[q][0][0]), store(out[q] + n + LANES, acc[q][0][1]);
     }
 }
 
 template <class W>
-void weigh(int queries, Lying<W> w, const float* x, size_t x_row, float* const* out, Ahead ahead) {
+void weigh(int queries, Lying<W> w, Factors<W> x, float* const* out, Ahead ahead) {
     switch (queries) {
 #define TILE(n) \
-    case n: return weigh<W, n>(w, x, x_row, out, ahead);
+    case n: return weigh<W, n>(w, x, out, ahead);
         EVERY_TILE
 #undef TILE
     }
 }
 
 // As what the numbers of a cache are read.
+#if defined(__AVX512BF16__)
+using Narrow = apart;
+#else
+using Narrow = plain;
+#endif
 template <class C>
-using Read = std::conditional_t<std::is_same_v<C, bf16>, plain, C>;
+using Read = std::conditional_t<std::is_same_v<C, bf16>, Narrow, C>;
 template <class C>
 const Read<C>* as_read(const C* x) { return reinterpret_cast<const Read<C>*>(x); }
+
+// [queries, size] numbers as the factors of a matrix that is read so: rounded where it is read in pairs.
+template <class W>
+Factors<W> factors(const Attention& a, const float* x, int queries, int size) {
+    if constexpr (Kind<W>::DEPTH == 1) {
+        return {x, size_t(size)};
+    } else {
+        put(a.narrow, x, queries * size);
+        return {reinterpret_cast<const pair*>(a.narrow), size_t(size) / 2};
+    }
+}
 
 // out[q] = weights [CHUNK] of query q times the values of a chunk. Rows that are no multiple of PANEL long are copied.
 template <class C>
 void weigh_values(const Attention& a, int queries, const C* values, int live, float* const* out, Ahead ahead) {
     int dim = a.shape.dim;
     if (dim % PANEL == 0) {
-        return weigh(queries, Lying<Read<C>>{as_read(values), size_t(dim), live, dim}, a.scores, CHUNK, out, ahead);
+        Lying<Read<C>> w{as_read(values), size_t(dim), live, dim};
+        return weigh(queries, w, factors<Read<C>>(a, a.scores, queries, CHUNK), out, ahead);
     }
     size_t row = padded(dim);
     for (int j = 0; j < live; j++)
         for (int d = 0; d < dim; d++) a.chunk_values[j * row + d] = to_float(values[size_t(j) * dim + d]);
-    weigh(queries, Lying<float>{a.chunk_values, row, live, dim}, a.scores, CHUNK, out, ahead);
+    weigh(queries, Lying<float>{a.chunk_values, row, live, dim}, {a.scores, CHUNK}, out, ahead);
 }
 
 // Turn scores [CHUNK] of one query into weights relative to their largest; returns that and their sum.
@@ -199,9 +226,10 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
     int start = chunk * CHUNK;
     size_t offset = batch * a.call.key_batch + head * a.call.key_head, dim_row = padded(s.dim), part_row = dim_row + 2;
     C *keys = static_cast<C*>(a.keys) + offset, *values = static_cast<C*>(a.values) + offset;
-    write_cache(a, batch, head, start, keys, values);
+    const C* next = start + CHUNK < live ? keys + size_t(start + CHUNK) * s.dim : keys + a.call.key_head;
+    keys += size_t(start) * s.dim, values += size_t(start) * s.dim;
+    write_chunk(a, batch, head, start, keys, values);
     live = std::min(live - start, CHUNK);
-    keys += start, values += size_t(start) * s.dim;
 
     for (int first = 0; first < queries; first += MAX_TILE) {
         int count = std::min(MAX_TILE, queries - first);
@@ -214,10 +242,10 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
         // While the keys are read the values are fetched, and meanwhile the keys of what is most likely the next task.
         // Slots past the live ones hold anything: `soften` drops their scores.
         Ahead to_values{reinterpret_cast<const char*>(values), CHUNK * sizeof(C)};
-        Ahead to_keys{reinterpret_cast<const char*>(keys + CHUNK), a.call.key_dim * sizeof(C)};
+        Ahead to_keys{reinterpret_cast<const char*>(next), CHUNK * sizeof(C)};
         if (first > 0) to_values = to_keys = {};
-        Lying<Read<C>> w{as_read(keys), size_t(a.call.key_dim), s.dim, CHUNK};
-        weigh(count, w, a.queries + size_t(first) * s.dim, s.dim, scores, to_values);
+        Lying<Read<C>> w{as_read(keys), CHUNK, s.dim, CHUNK};
+        weigh(count, w, factors<Read<C>>(a, a.queries + size_t(first) * s.dim, count, s.dim), scores, to_values);
         for (int q = 0; q < count; q++)
             soften(a, first_row + (first + q) / group, start, live, scores[q], out[q][dim_row], out[q][dim_row + 1]);
         weigh_values(a, count, values, live, out, to_keys);

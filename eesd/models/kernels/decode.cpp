@@ -140,7 +140,8 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
     float* both = scratch(3, 2 * rows * active_row);
     Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
     float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
-    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + MAX_TILE) + 64;
+    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + MAX_TILE) +
+                      size_t(MAX_TILE) * std::max(s.dim, CHUNK) / 2 + 64;
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
 
@@ -153,6 +154,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
         float* own_queries = own_data + 3 * rows * hidden_row / 2;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
+        bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * MAX_TILE);
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
             for (int r = 0; r < rows; r++) {
@@ -171,8 +173,8 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
                 barrier.wait(threads);
                 char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
                 char* values = static_cast<char*>(call->values) + i * call->key_layer;
-                Attention a{s,      *call,   layer,  qkv,         qkv_row,      keys,
-                            values, partial, chunks, own_queries, chunk_values, scores};
+                Attention a{s,       *call,  layer,       qkv,          qkv_row, keys,          values,
+                            partial, chunks, own_queries, chunk_values, scores,  narrow_factors};
                 s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads)
                           : attend<float>(a, live.data(), thread, threads);
                 barrier.wait(threads);

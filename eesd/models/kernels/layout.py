@@ -23,9 +23,9 @@ def integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
 
 
 def fits(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a cache [layers, batch, kv_heads, capacity, head_dim] is laid out as `KVCache` lays it on a CPU."""
-    dim = keys.shape[4]
-    laid_out = keys.stride(3) == 1 and keys.stride(4) % CHUNK == 0 and values.stride()[3:] == (dim, 1)
+    """Whether a cache of several layers lies in memory as a chunked `KVCache` does."""
+    dim = values.shape[4]
+    laid_out = keys.ndim == 6 and keys.stride()[3:] == (CHUNK * dim, 1, CHUNK) and values.stride()[3:] == (dim, 1)
     sized = dim % 8 == 0 and dim <= LARGEST_HEAD_DIM and keys.dtype == values.dtype == dtype
     return laid_out and sized and keys.stride()[:3] == values.stride()[:3]
 

@@ -48,7 +48,6 @@ class Call(Structure):
         ("key_layer", c_int64),
         ("key_batch", c_int64),
         ("key_head", c_int64),
-        ("key_dim", c_int64),
         ("threads", c_int32),
     ]
 
@@ -71,7 +70,7 @@ class Drafting(Structure):
 def call_on(window: int | None, caches: LayerCaches, angles: tuple[Tensor, Tensor]) -> Call:
     """A call on these caches, still without rows, of the threads that torch uses; angles: cos and sin of `Rotary`."""
     width = caches.keys.element_size()
-    key_layer, key_batch, key_head, _, key_dim = caches.keys.stride()
+    key_layer, key_batch, key_head = caches.keys.stride()[:3]
     return Call(
         window=window or 0,
         cosine=angles[0].data_ptr(),
@@ -81,6 +80,5 @@ def call_on(window: int | None, caches: LayerCaches, angles: tuple[Tensor, Tenso
         key_layer=key_layer * width,
         key_batch=key_batch,
         key_head=key_head,
-        key_dim=key_dim,
         threads=torch.get_num_threads(),
     )

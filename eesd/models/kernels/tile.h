@@ -73,12 +73,17 @@ struct pair {  // of bfloat16 numbers that follow one another in k
     bf16 of[2];
 };
 
+struct apart {  // a bfloat16 number in a matrix that was not packed, paired with that of the next k when it is read
+    uint16_t bits;
+};
+
 // How weights of a kind are multiplied: in which vectors, with activations of which kind, and how many k in a step.
 template <class W>
 struct Kind {
     typedef vf Vector;
     typedef float Activation;
     static constexpr int DEPTH = 1;
+    static constexpr int LINES = 1;  // of the matrix, as it lies in memory, in a step
 };
 
 // The PANEL weights of one step. Packed bfloat16 alternates the halves of the panel: to unpack is to shift and to mask.
@@ -104,10 +109,26 @@ struct Kind<pair> {
     typedef __m512bh Vector;
     typedef pair Activation;
     static constexpr int DEPTH = 2;
+    static constexpr int LINES = 1;
+};
+template <>
+struct Kind<apart> {
+    typedef __m512bh Vector;
+    typedef pair Activation;
+    static constexpr int DEPTH = 2;
+    static constexpr int LINES = 2;
 };
 inline void load_halves(const pair* w, __m512bh& low, __m512bh& high) {
     low = (__m512bh)_mm512_loadu_si512(w);
     high = (__m512bh)_mm512_loadu_si512(w + LANES);
+}
+inline void load_lines(const apart* w, size_t line, __m512bh& low, __m512bh& high) {
+    alignas(64) static constexpr uint16_t FIRST[] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i first = _mm512_load_si512(FIRST), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    __m512i even = _mm512_loadu_si512(w), odd = _mm512_loadu_si512(w + line);
+    low = (__m512bh)_mm512_permutex2var_epi16(even, first, odd);
+    high = (__m512bh)_mm512_permutex2var_epi16(even, second, odd);
 }
 inline __m512bh spread(pair x) {
     int32_t both;
@@ -119,7 +140,10 @@ inline void add_product(vf& sum, __m512bh weights, __m512bh activation) {
 }
 #endif
 
-// What to fetch from memory meanwhile: `step` bytes a step from `at` on; null: nothing.
+template <class W, class V>
+inline void load_lines(const W* w, size_t, V& low, V& high) { load_halves(w, low, high); }
+
+// What to fetch from memory meanwhile: `step` bytes a line from `at` on; null: nothing.
 struct Ahead {
     const char* at;
     size_t step;
@@ -131,20 +155,22 @@ template <class W, int ROWS, int PANELS, class X = typename Kind<W>::Activation>
 inline __attribute__((always_inline)) void multiply(const W* __restrict w, size_t w_step, size_t w_panel,
                                                     const X* __restrict x, size_t x_row, int k_count, Ahead ahead,
                                                     vf (&acc)[ROWS][PANELS][2]) {
-    constexpr int LINES = PANELS * (PANEL * sizeof(W) > 64 ? PANEL * sizeof(W) / 64 : 1);  // of memory, in a step
+    constexpr int PIECES = PANELS * (PANEL * sizeof(W) > 64 ? PANEL * sizeof(W) / 64 : 1);  // of 64 bytes, in a line
+    constexpr int LINES = Kind<W>::LINES;
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PANELS; p++) acc[r][p][0] = acc[r][p][1] = vf{};
 #pragma GCC unroll 4
     for (int k = 0; k < k_count; k++) {
         if (ahead.at)
-            for (int i = 0; i < LINES; i++) __builtin_prefetch(ahead.at + k * ahead.step + i * 64);
+            for (int i = 0; i < LINES * PIECES; i++)
+                __builtin_prefetch(ahead.at + (k * LINES + i / PIECES) * ahead.step + i % PIECES * 64);
 #pragma GCC unroll 8
         for (int p = 0; p < PANELS; p++) {
             typename Kind<W>::Vector low, high;
             const W* here = w + p * w_panel + k * w_step;
             // One row on four panels is what the processor prefetches best by itself.
             if (PANELS > 1 && ROWS > 1 && !ahead.at) __builtin_prefetch(reinterpret_cast<const char*>(here) + 1536);
-            load_halves(here, low, high);
+            load_lines(here, w_step / LINES, low, high);
             // Read the rows again for the next panel: kept in registers they would push the sums out.
             if (PANELS > 1 && ROWS > 2) __asm__("" : "+r"(x));
 #pragma GCC unroll 16
