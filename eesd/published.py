@@ -57,8 +57,7 @@ def _check_taken(config: Mapping[str, Any], model: str, head: str) -> None:
         if key in found and found[key] != said[key]:
             raise EesdError(
                 f"Configuration, heads.{head}: {key} is {said[key]}, but the published head has {found[key]}. "
-                f"Set {key} to {found[key]}, as config/best.yaml does, set run.heads to train, or give this head "
-                "another name."
+                f"Set {key} to {found[key]}, set run.heads to train, or give this head another name."
             )
 
 

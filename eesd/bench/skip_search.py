@@ -28,6 +28,7 @@ from eesd.errors import EesdError
 from eesd.files import settings_hash, sha256_file, source_hash, write_atomic
 from eesd.models.cache import KVCache
 from eesd.models.engine import attach_engine
+from eesd.models.kernels.layout import BLOCK_ROWS
 from eesd.models.loading import load_target, load_tokenizer
 from eesd.models.special import eos_ids, fingerprint
 from eesd.models.transformer import LayerCaches, Transformer, run_layers
@@ -88,7 +89,9 @@ class Answer:
             alive = [i for i in alive if i + depth + 1 < count]
             if not alive:
                 break
-            best = self._step(layers, alive, depth)
+            # Drafts do not see each other: in blocks that the engine takes.
+            blocks = [alive[first : first + BLOCK_ROWS] for first in range(0, len(alive), BLOCK_ROWS)]
+            best = [token for block in blocks for token in self._step(layers, block, depth)]
             alive = [i for i, token in zip(alive, best, strict=True) if token == self.answer[i + depth + 1]]
             for i in alive:
                 lengths[i] = depth + 1

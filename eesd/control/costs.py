@@ -155,11 +155,20 @@ def read_costs(
 
 def read_verification(path: Path | str, context: int, rows: int) -> tuple[float, tuple[float, ...]]:
     """Seconds of a draft head over `rows` tokens, and of verifying 1, 2 .. tokens through all layers, at the nearest
-    context measured. Of a head over another number of tokens its share: heads wait for their weights."""
+    context measured. A head of another size than the measured one lies on the line from that to the target's own head.
+    """
     found = read_measured(path)
     at = min(found.contexts, key=lambda measured: abs(measured - context))
     verify = tuple(found.cost("verify", query, at) for query in range(1, max(1, found.longest("verify", at)) + 1))
-    return found.cost("draft_head", 1, at) * rows / found.facts.get("draft_rows", rows), verify
+    head, measured = found.cost("draft_head", 1, at), found.facts.get("draft_rows", rows)
+    if rows != measured:
+        whole = found.cost("full_head", 1, at)
+        size = {one["path"]: one["bytes"] for one in found.facts["costs"] if one["context_tokens"] == at}
+        more = size["full_head"] - size["draft_head"]
+        # A table of a head over the whole vocabulary has one point: there the line goes through zero.
+        byte_s = (whole - head) / more if more else head / size["draft_head"]
+        head += byte_s * (rows - measured) * size["draft_head"] / measured
+    return head, verify
 
 
 def _costs(found: Measured, context: int, again: bool) -> Costs:

@@ -19,14 +19,16 @@ LayerCache = tuple[Tensor, Tensor]
 
 # Slots of a chunked cache that lie together: what the decode engine takes at a time.
 CHUNK = 64
+# Of heads that it attends with.
+LARGEST_HEAD_DIM = 256
 
 
 class KVCache:
     """Keys and values of `num_layers` layers, each [batch, kv_heads, capacity, head_dim].
 
     chunked: keys are [batch, kv_heads, chunks, CHUNK, head_dim] instead, stored with the slots of a chunk side by side:
-        as the decode engine of a CPU multiplies them with a query, and every chunk in one piece of memory. `write` and
-        `read` take both.
+        as the decode engine of a CPU multiplies them with a query, and every chunk in one piece of memory. Not where it
+        does not take heads of this size. `write` and `read` take both.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class KVCache:
         chunked: bool = False,
     ) -> None:
         layers = config.num_layers if num_layers is None else num_layers
-        self.capacity, self._chunked = capacity, chunked
         outer, dim = (layers, batch, config.num_kv_heads), config.head_dim
+        self.capacity = capacity
+        self._chunked = chunked = chunked and dim % 8 == 0 and dim <= LARGEST_HEAD_DIM
         chunks = -(-capacity // CHUNK)
         places = (chunks, dim, CHUNK) if chunked else (capacity, dim)
         keys = torch.zeros(*outer, *places, dtype=dtype, device=device)
@@ -68,7 +71,10 @@ class KVCache:
         for store in stores:
             store[:, :, :, slot : slot + len(sources)] = store[:, :, :, sources]
         if self._chunked:
-            old, new = _places(torch.tensor(sources)), _places(torch.arange(slot, slot + len(sources)))
+            old, new = (
+                _places(torch.tensor(sources, dtype=torch.long)),
+                _places(torch.arange(slot, slot + len(sources))),
+            )
             self.keys[:, :, :, *new] = self.keys[:, :, :, *old]
 
 

@@ -7,11 +7,11 @@
 
 Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else in float32. In a bfloat16 model the
 states between layers and the cache are bfloat16, all inside a layer and the logits float32; where the processor has dot
-products of bfloat16 ("cpp-avx512bf16"), what a product reads is rounded too, as in torch. A row's numbers depend
-neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit.
-Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no
-cache) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off. On a CUDA device the engine is
-that of `graphs`.
+products of bfloat16 ("cpp-avx512bf16"), what a product reads is rounded too. A row's numbers depend neither on the
+rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit. Calls that the
+engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no cache, or one
+made without the engine) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off. On a CUDA
+device the engine is that of `graphs`.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ def make_engine(kind: str | None = None, device: torch.device | str = "cpu") -> 
 
 
 def attach_engine(target: Transformer, kind: str | None = None) -> Engine | GraphEngine:
-    """Pack a target's layers and head for the engine of its device, and let the target decode through them."""
+    """Pack a target's layers and head for its device's engine, through which it decodes on caches made from then on."""
     target.engine = engine = make_engine(kind, target.device)
     if isinstance(engine, GraphEngine):
         engine.begin(target)

@@ -327,10 +327,12 @@ def live_slots(needed: int, capacity: int) -> int:
 
 
 def _stores(caches: Sequence[LayerCache | None]) -> list[Tensor]:
-    """All tensors [.., batch, kv_heads, capacity, head_dim] of the caches; none if a layer has no cache."""
+    """All tensors [.., batch, kv_heads, capacity, head_dim] of the caches; none if one is missing or chunked."""
     if isinstance(caches, LayerCaches):
-        return [caches.keys, caches.values]
-    return [] if any(cache is None for cache in caches) else [store for cache in caches for store in cache]
+        stores = [caches.keys, caches.values]
+    else:
+        stores = [] if any(cache is None for cache in caches) else [store for cache in caches for store in cache]
+    return stores if len({store.ndim for store in stores}) < 2 else []
 
 
 def graph_engine(device: torch.device, fuse: bool = True) -> GraphEngine:

@@ -67,9 +67,30 @@ def test_verification_through_all_layers_at_the_nearest_context(tmp_path: Path):
     whole = [piece("verify", n, 200, 20.0 + n) for n in range(1, 4)] + [piece("draft_head", 1, 200, 0.5)]
     path = write_costs(tmp_path / "toy.json", costs=pieces(100) + whole, draft_rows=2000)
     assert read_verification(path, 900, 2000) == (0.5, (21.0, 22.0, 23.0))
-    assert read_verification(path, 900, 500)[0] == 0.125
+    with pytest.raises(EesdError, match="no cost of full_head for 1 tokens at context 200"):
+        read_verification(path, 900, 500)
     with pytest.raises(EesdError, match="no cost of verify for 1 tokens at context 100"):
         read_verification(path, 90, 2000)
+
+
+@pytest.mark.parametrize(
+    ("measured", "rows", "seconds"),
+    [
+        (2000, 10000, 2.1),  # the whole head
+        (2000, 6000, 1.3),  # halfway to it
+        (2000, 1000, 0.3),
+        (10000, 500, 0.025),  # measured with the whole head, of which it has a twentieth
+    ],
+)
+def test_draft_heads_of_other_sizes_lie_on_a_line(tmp_path: Path, measured: int, rows: int, seconds: float):
+    heads = (
+        {"draft_head": (0.5, 1), "full_head": (2.1, 5)}
+        if measured < 10000
+        else dict.fromkeys(("draft_head", "full_head"), (0.5, 5))
+    )
+    costs = [{**piece(name, 1, 100, cost), "bytes": size} for name, (cost, size) in heads.items()]
+    path = write_costs(tmp_path / "toy.json", costs=[*costs, piece("verify", 1, 100, 9.0)], draft_rows=measured)
+    assert read_verification(path, 100, rows) == (pytest.approx(seconds), (9.0,))
 
 
 @pytest.mark.parametrize(

@@ -201,10 +201,13 @@ def test_sampled_output_is_reproducible_and_follows_its_seed():
     assert sample(1) != sample(2)
 
 
-def test_a_reused_cache_changes_nothing():
+@pytest.mark.parametrize("engine", ["torch", None])
+def test_a_reused_cache_changes_nothing(engine):
     target = tiny_target()
+    attach_engine(target, engine)
     cache = target.new_cache(64)
     cache.keys.normal_()
+    cache.values.normal_()
     fresh = generate(target, PROMPT, max_new_tokens=20).tokens
     assert generate(target, PROMPT, max_new_tokens=20, cache=cache).tokens == fresh
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from eesd.decoding.chain import read_signal
 from eesd.errors import EesdError
-from eesd.models import graphs, kernels
+from eesd.models import graphs, kernels, transformer
 from eesd.models.cache import KVCache, read
 from eesd.models.engine import attach_engine, make_engine
 from eesd.models.graphs import GraphEngine, Rerun
+from eesd.models.kernels.layout import fits
 from eesd.models.kernels.packing import bfloat16_exact
 from eesd.models.loading import load_target
 from eesd.models.transformer import Layer, Transformer, head_logits, run_layers
@@ -30,6 +32,8 @@ SHAPES = {
     "biases": {"qkv_bias": True, "output_bias": True},
     "qk_norm": {"qk_norm": True, "head_dim": 24, "num_kv_heads": 4},
     "window": {"window": 20, "head_dim": 128},
+    "panels": {"head_dim": 64},
+    "three_panels": {"head_dim": 96, "num_kv_heads": 1},
     "odd": {"hidden_size": 40, "intermediate_size": 61, "vocab_size": 53, "num_heads": 3, "num_kv_heads": 1},
 }
 LENGTH = 150
@@ -53,6 +57,16 @@ def with_engine(target: Transformer) -> Transformer:
     fast = copy.deepcopy(target)
     assert attach_engine(fast, "cpp").name.startswith("cpp-")
     return fast
+
+
+@pytest.fixture
+def engine_alone(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once called, no layer may run in plain torch."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("left to torch")
+
+    return lambda: monkeypatch.setattr(transformer, "run_plain", refuse)
 
 
 def held(cache: KVCache) -> Tensor:
@@ -79,9 +93,12 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_same_numbers_as_torch(target: Transformer, dtype: torch.dtype, tolerance: float) -> None:
-    target.to(dtype)
-    plain, fast = (decode(t, [100, 101, 104, 120]) for t in (target, with_engine(target)))
+def test_same_numbers_as_torch(
+    target: Transformer, dtype: torch.dtype, tolerance: float, engine_alone: Callable[[], None]
+) -> None:
+    plain = decode(target.to(dtype), [100, 101, 104, 120])
+    engine_alone()
+    fast = decode(with_engine(target), [100, 101, 104, 120])
     assert all(close(a, b, tolerance) for a, b in zip(fast, plain, strict=True))
     assert fast[1].dtype == torch.float32
 
@@ -114,10 +131,13 @@ def test_layers_cut_in_two_and_threads_change_nothing() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("seq", [1, 3, 40])
-def test_ragged_batches_and_trees(target: Transformer, seq: int) -> None:
+def test_ragged_batches_and_trees(
+    target: Transformer, seq: int, dtype: torch.dtype, tolerance: float, engine_alone: Callable[[], None]
+) -> None:
     """Rows at their own slots, and tokens that see what a mask says at positions that differ from their slots."""
-    fast = with_engine(target)
+    fast = with_engine(target.to(dtype))
     prompt, tokens = torch.randint(0, 50, (4, 70)), torch.randint(0, 50, (4, seq))
     slots = torch.tensor([70, 11, 64, 33])[:, None] + torch.arange(seq)
     results = []
@@ -131,7 +151,39 @@ def test_ragged_batches_and_trees(target: Transformer, seq: int) -> None:
             positions = 70 + torch.arange(seq)[None] // 2
             tree = model.run(model.embed(tokens[:1]), slice(None), first_row(cache), 70, positions, mask)
         results.append((ragged, tree, held(cache)))
-    assert all(close(a, b, 1e-4) for a, b in zip(results[1], results[0], strict=True))
+        engine_alone()
+    assert all(close(a, b, tolerance) for a, b in zip(results[1], results[0], strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("live", [3, 64, 65, 100])
+def test_slots_that_are_not_live_may_hold_anything(target: Transformer, dtype: torch.dtype, live: int) -> None:
+    """No number where a rejected token was, or in what a prompt before has left."""
+    fast = with_engine(target.to(dtype))
+    tokens, results = torch.randint(0, 50, (1, live)), []
+    for left in (0.0, float("nan")):
+        cache = fast.new_cache(110)
+        for stored in (cache.keys, cache.values):
+            stored.fill_(left)
+        with torch.inference_mode():
+            hidden = fast.run(fast.embed(tokens[:, :-1]), slice(None), cache)
+            results.append((hidden, fast.run(fast.embed(tokens[:, -1:]), slice(None), cache, live - 1)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_compiler
+def test_which_caches_are_chunked() -> None:
+    """Those of a target that decodes through the kernels, with heads that these take; still when rows are retired."""
+    target = small(SHAPES["llama"])
+    assert target.new_cache(70).keys.ndim == 5
+    cache = with_engine(target).new_cache(70, batch=3)
+    assert cache.keys.shape[3:] == (2, 64, target.config.head_dim)
+    cache.keep_rows(torch.tensor([2, 0]))
+    assert fits(cache.keys, cache.values, torch.float32)
+    odd = with_engine(small({"head_dim": 20}))
+    assert odd.new_cache(70).keys.ndim == 5 and odd.new_cache(70).values.shape[3] == 70
+    assert with_engine(small({}).double()).new_cache(70).keys.ndim == 5
 
 
 def first_row(cache):
@@ -142,7 +194,7 @@ def first_row(cache):
 
 
 @needs_compiler
-def test_exit_layer_and_draft_head_with_weights_beyond_bfloat16() -> None:
+def test_exit_layer_and_draft_head_with_weights_beyond_bfloat16(engine_alone: Callable[[], None]) -> None:
     target = small(SHAPES["grouped"])
     fast = with_engine(target)
     layer, weight = Layer(target.config).requires_grad_(False), torch.randn(37, target.config.hidden_size)
@@ -151,10 +203,12 @@ def test_exit_layer_and_draft_head_with_weights_beyond_bfloat16() -> None:
     results = []
     for engine in (None, fast.engine):
         if engine:
+            engine_alone()
             engine.pack(layer)
             engine.pack(weight)
         with torch.inference_mode():
-            states = run_layers([layer], target.rotary, hidden, [target.new_cache(8, num_layers=1).layer(0)])
+            cache = (fast if engine else target).new_cache(8, num_layers=1).layer(0)
+            states = run_layers([layer], target.rotary, hidden, [cache])
             results.append((states, head_logits(states, target.norm, weight)))
             if engine:
                 assert torch.equal(engine.linear(states, weight)[:, 2:3], engine.linear(states[:, 2:3], weight))

@@ -125,26 +125,39 @@ struct Factors {
     size_t stride;
 };
 
+// Some panels of what `weigh` computes, from number n on.
+template <class W, int Q, int PANELS>
+void weigh_panels(Lying<W> w, int n, Factors<W> x, float* const* out, Ahead ahead) {
+    constexpr int DEPTH = Kind<W>::DEPTH;
+    vf acc[Q][PANELS][2];
+    int count = w.k_count / DEPTH;
+    multiply<W, Q, PANELS>(w.data + n, w.step * DEPTH, PANEL, x.data, x.stride, count, ahead, acc);
+    if constexpr (DEPTH == 2) {
+        // The line behind an odd last one may hold anything, and zero times that may be no number.
+        for (int p = 0; p < PANELS && w.k_count % 2; p++) {
+            typename Kind<W>::Vector low, high;
+            load_last(w.data + n + p * PANEL + 2 * count * w.step, low, high);
+            for (int q = 0; q < Q; q++) {
+                auto value = spread(x.data[q * x.stride + count]);
+                add_product(acc[q][p][0], low, value);
+                add_product(acc[q][p][1], high, value);
+            }
+        }
+    }
+    for (int q = 0; q < Q; q++)
+        for (int p = 0; p < 2 * PANELS; p++) store(out[q] + n + p * LANES, acc[q][p / 2][p % 2]);
+}
+
 // out[q] = sum over k of x[q][k] * w[k], for Q queries; what comes next is fetched meanwhile.
 template <class W, int Q>
 void weigh(Lying<W> w, Factors<W> x, float* const* out, Ahead ahead) {
     constexpr int MOST = Q <= 3 ? 2 : 1;  // panels at once: enough sums under way
-    constexpr int DEPTH = Kind<W>::DEPTH;
-    // An odd number of k has a last one with factor 0.
-    size_t step = w.step * DEPTH, count = (w.k_count + DEPTH - 1) / DEPTH;
     int n = 0;
     for (; n + MOST * PANEL <= w.size; n += MOST * PANEL) {
-        vf acc[Q][MOST][2];
-        multiply<W, Q, MOST>(w.data + n, step, PANEL, x.data, x.stride, count, ahead, acc);
+        weigh_panels<W, Q, MOST>(w, n, x, out, ahead);
         if (ahead.at) ahead.at += MOST * PANEL * sizeof(W);
-        for (int q = 0; q < Q; q++)
-            for (int p = 0; p < 2 * MOST; p++) store(out[q] + n + p * LANES, acc[q][p / 2][p % 2]);
     }
-    for (; n < w.size; n += PANEL) {
-        vf acc[Q][1][2];
-        multiply<W, Q, 1>(w.data + n, step, 0, x.data, x.stride, count, {}, acc);
-        for (int q = 0; q < Q; q++) store(out[q] + n, acc[q][0][0]), store(out[q] + n + LANES, acc[q][0][1]);
-    }
+    for (; n < w.size; n += PANEL) weigh_panels<W, Q, 1>(w, n, x, out, {});
 }
 
 template <class W>
@@ -240,9 +253,9 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
             scores[q] = a.scores + q * CHUNK;
         }
         // While the keys are read the values are fetched, and meanwhile the keys of what is most likely the next task.
-        // Slots past the live ones hold anything: `soften` drops their scores.
+        // Slots past the live ones hold anything: `soften` drops their scores, and their values are not read.
         Ahead to_values{reinterpret_cast<const char*>(values), CHUNK * sizeof(C)};
-        Ahead to_keys{reinterpret_cast<const char*>(next), CHUNK * sizeof(C)};
+        Ahead to_keys{reinterpret_cast<const char*>(next), s.dim * sizeof(C)};
         if (first > 0) to_values = to_keys = {};
         Lying<Read<C>> w{as_read(keys), CHUNK, s.dim, CHUNK};
         weigh(count, w, factors<Read<C>>(a, a.queries + size_t(first) * s.dim, count, s.dim), scores, to_values);

@@ -122,13 +122,19 @@ inline void load_halves(const pair* w, __m512bh& low, __m512bh& high) {
     low = (__m512bh)_mm512_loadu_si512(w);
     high = (__m512bh)_mm512_loadu_si512(w + LANES);
 }
-inline void load_lines(const apart* w, size_t line, __m512bh& low, __m512bh& high) {
+inline void interleave(__m512i even, __m512i odd, __m512bh& low, __m512bh& high) {
     alignas(64) static constexpr uint16_t FIRST[] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i first = _mm512_load_si512(FIRST), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-    __m512i even = _mm512_loadu_si512(w), odd = _mm512_loadu_si512(w + line);
     low = (__m512bh)_mm512_permutex2var_epi16(even, first, odd);
     high = (__m512bh)_mm512_permutex2var_epi16(even, second, odd);
+}
+inline void load_lines(const apart* w, size_t line, __m512bh& low, __m512bh& high) {
+    interleave(_mm512_loadu_si512(w), _mm512_loadu_si512(w + line), low, high);
+}
+// A last k without another.
+inline void load_last(const apart* w, __m512bh& low, __m512bh& high) {
+    interleave(_mm512_loadu_si512(w), _mm512_setzero_si512(), low, high);
 }
 inline __m512bh spread(pair x) {
     int32_t both;
