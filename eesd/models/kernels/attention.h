@@ -171,13 +171,8 @@ void weigh(int queries, Lying<W> w, Factors<W> x, float* const* out, Ahead ahead
 }
 
 // As what the numbers of a cache are read.
-#if defined(__AVX512BF16__)
-using Narrow = apart;
-#else
-using Narrow = plain;
-#endif
 template <class C>
-using Read = std::conditional_t<std::is_same_v<C, bf16>, Narrow, C>;
+using Read = std::conditional_t<std::is_same_v<C, bf16>, plain, C>;
 template <class C>
 const Read<C>* as_read(const C* x) { return reinterpret_cast<const Read<C>*>(x); }
 

@@ -65,16 +65,12 @@ inline bf16 to_bf16(float x) {
     return bf16{uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-struct plain {  // a bfloat16 number in a matrix that was not packed
+struct plain {  // a bfloat16 number in a matrix that was not packed; where there are dot products, paired when it is read
     uint16_t bits;
 };
 
 struct pair {  // of bfloat16 numbers that follow one another in k
     bf16 of[2];
-};
-
-struct apart {  // a bfloat16 number in a matrix that was not packed, paired with that of the next k when it is read
-    uint16_t bits;
 };
 
 // How weights of a kind are multiplied: in which vectors, with activations of which kind, and how many k in a step.
@@ -112,10 +108,7 @@ struct Kind<pair> {
     static constexpr int LINES = 1;
 };
 template <>
-struct Kind<apart> {
-    typedef __m512bh Vector;
-    typedef pair Activation;
-    static constexpr int DEPTH = 2;
+struct Kind<plain> : Kind<pair> {
     static constexpr int LINES = 2;
 };
 inline void load_halves(const pair* w, __m512bh& low, __m512bh& high) {
@@ -129,11 +122,11 @@ inline void interleave(__m512i even, __m512i odd, __m512bh& low, __m512bh& high)
     low = (__m512bh)_mm512_permutex2var_epi16(even, first, odd);
     high = (__m512bh)_mm512_permutex2var_epi16(even, second, odd);
 }
-inline void load_lines(const apart* w, size_t line, __m512bh& low, __m512bh& high) {
+inline void load_lines(const plain* w, size_t line, __m512bh& low, __m512bh& high) {
     interleave(_mm512_loadu_si512(w), _mm512_loadu_si512(w + line), low, high);
 }
 // A last k without another.
-inline void load_last(const apart* w, __m512bh& low, __m512bh& high) {
+inline void load_last(const plain* w, __m512bh& low, __m512bh& high) {
     interleave(_mm512_loadu_si512(w), _mm512_setzero_si512(), low, high);
 }
 inline __m512bh spread(pair x) {
