@@ -13,10 +13,11 @@ from typing import ClassVar
 from eesd.control.base import CONTROLLERS, Signal, check_count, check_range
 from eesd.control.calibration import Calibration
 from eesd.control.costs import CostTable
-from eesd.control.thompson import CaliTS
+from eesd.control.thompson import SURE, CaliTS
 
-# Tokens that the rate over all positions must outweigh.
-SHRUNK = 16
+# Tokens that the rate over all positions must outweigh, and accepted tokens that the factor on the calibration must.
+SHRUNK = 4
+TRUSTED = 8
 
 
 @CONTROLLERS.register("cost_ts")
@@ -24,10 +25,14 @@ SHRUNK = 16
 class CostTS(CaliTS):
     """Go on iff S theta > rho (seconds of one token more), with S and theta drawn from posteriors, so that it explores.
 
-    S is the product of Cali-TS draws for the tokens drafted so far. The next token's confidence is not known yet:
-    theta ~ Beta(kappa m + s, kappa (1 - m) + f), where s and f count what came after tokens of the same bin as the last
-    one, or at the start of drafts, and m is the rate over all of them, shrunk to 1/2 while they are few: after a bad
-    start it must not stop drafting, and so learning. It may draft nothing at all.
+    S is the product of Cali-TS draws for the tokens drafted so far, with one factor on all calibrated probabilities c:
+    a calibration pools tasks, and a prompt is too short to unlearn it bin by bin. The factor is accepted tokens over
+    the sum of c of the tokens judged, shrunk to 1 while they are few.
+
+    The next token's confidence is not known yet: theta ~ Beta(kappa m + s, kappa (1 - m) + f), where s and f count what
+    came after tokens of the same bin as the last one, or at the start of drafts, and m is the rate over all of them,
+    shrunk to 1/2 while they are few: after a bad start it must not stop drafting, and so learning. It may draft
+    nothing at all.
 
     kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1] of past rounds in rho, the running tokens
     over the running seconds, which start as a vanilla token; with 1 they stay there, and rho is vanilla's speed for
@@ -61,17 +66,22 @@ class CostTS(CaliTS):
         """Nothing observed: the speed is vanilla's."""
         super().start()
         self.tokens, self.time, self.hits, self.misses = 1.0, self.seconds[0], 0, 0
+        self.promised = self.kept = 0.0
         # What followed tokens of each bin; the last entry stands for the start of a draft.
         self.next_hits, self.next_misses = [0] * (self.bins + 1), [0] * (self.bins + 1)
 
     def worth(self, drafted: int, so_far: float) -> bool:
         """Whether one token more than `drafted` pays, the ones before being accepted with probability `so_far`."""
-        after = self.round_bins[-1] if drafted else self.bins
+        after = self.part(self.round_cs[-1]) if drafted else self.bins
         rate = (SHRUNK / 2 + self.hits) / (SHRUNK + self.hits + self.misses)
         theta = self.random.betavariate(
             self.kappa * rate + self.next_hits[after], self.kappa * (1 - rate) + self.next_misses[after]
         )
         return so_far * theta * self.time > self.tokens * (self.seconds[drafted + 1] - self.seconds[drafted])
+
+    def prior(self, c: float) -> float:
+        """c times what calibrated probabilities have proved worth on this prompt."""
+        return min(c * (TRUSTED + self.kept) / (TRUSTED + self.promised), 1 - SURE)
 
     def start_drafting(self) -> bool:
         """The test before the first token."""
@@ -84,7 +94,10 @@ class CostTS(CaliTS):
 
     def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Learn acceptance as Cali-TS does, and the speed from the modelled time of the round."""
-        before = [self.bins, *self.round_bins]
+        judged = self.round_cs[: accepted + 1]
+        self.promised += sum(judged)
+        self.kept += min(accepted, len(judged))
+        before = [self.bins, *map(self.part, self.round_cs)]
         for after in before[:accepted]:
             self.next_hits[after] += 1
         if accepted < drafted:

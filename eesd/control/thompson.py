@@ -88,25 +88,33 @@ class CaliTS(Learner):
     def start(self) -> None:
         """Nothing observed."""
         self.accepted_seen, self.rejected_seen = [0] * self.bins, [0] * self.bins
-        self.round_bins: list[int] = []
+        self.round_cs: list[float] = []
 
     def keep_drafting(self, signal: Signal) -> bool:
         """As Beta-TS, with the posterior of the token just drafted."""
         return self.random.random() < self.draw(signal)
 
     def draw(self, signal: Signal) -> float:
-        """theta of the token just drafted, whose bin is noted for `update`."""
+        """theta of the token just drafted, whose c is noted for `update`."""
         c = min(max(self.calibration(signal.confidence), SURE), 1 - SURE)
-        part = min(int(c * self.bins), self.bins - 1)
-        self.round_bins.append(part)
+        self.round_cs.append(c)
+        part, prior = self.part(c), self.prior(c)
         return self.random.betavariate(
-            self.kappa * c + self.accepted_seen[part], self.kappa * (1 - c) + self.rejected_seen[part]
+            self.kappa * prior + self.accepted_seen[part], self.kappa * (1 - prior) + self.rejected_seen[part]
         )
+
+    def part(self, c: float) -> int:
+        """The bin of a token of calibrated probability c."""
+        return min(int(c * self.bins), self.bins - 1)
+
+    def prior(self, c: float) -> float:
+        """Mean of the prior of theta at calibrated probability c."""
+        return c
 
     def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Count the accepted tokens and the first rejected one; a token at the cap was shown to nobody."""
-        for part in self.round_bins[:accepted]:
-            self.accepted_seen[part] += 1
-        if accepted < len(self.round_bins):
-            self.rejected_seen[self.round_bins[accepted]] += 1
-        self.round_bins = []
+        for c in self.round_cs[:accepted]:
+            self.accepted_seen[self.part(c)] += 1
+        if accepted < len(self.round_cs):
+            self.rejected_seen[self.part(self.round_cs[accepted])] += 1
+        self.round_cs = []

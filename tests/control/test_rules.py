@@ -162,13 +162,29 @@ def test_cost_ts_weighs_tokens_against_modelled_seconds():
     # The first token of a draft was right, the one after a token of the upper bin wrong.
     assert (controller.next_hits, controller.next_misses) == ([0, 0, 1], [0, 1, 0])
     controller.next_hits = controller.next_misses = [10**9] * 3  # theta = 1/2
-    controller.round_bins = [1]
+    controller.round_cs = [0.9]
     # A token more costs 2.5 s, worth 0.3 tokens at 0.12 tokens a second: it needs S > 0.6.
     assert [controller.worth(1, s) for s in (0.59, 0.61)] == [False, True]
     # The first one costs 2 + 1 + 9.5 - 10 s.
     assert controller.start_drafting()
     controller.next_hits = [0] * 3
     assert not controller.start_drafting()
+
+
+def test_cost_ts_corrects_the_calibration_by_one_factor_a_prompt():
+    controller = made("cost_ts")
+    assert controller.prior(0.6) == 0.6
+    for position, q in enumerate((0.5, 0.9, 0.8), 1):
+        controller.keep_drafting(sure(q, position))
+    controller.update(4, 1)  # 1.4 promised and one kept: nothing is known of the token after the rejected one
+    assert (controller.promised, controller.kept) == pytest.approx((1.4, 1))
+    assert controller.prior(0.6) == pytest.approx(0.6 * 9 / 9.4)
+    controller.keep_drafting(sure(0.5))
+    controller.update(2, 2)  # of the token at the cap no confidence was shown
+    assert (controller.promised, controller.kept) == pytest.approx((1.9, 2))
+    assert controller.prior(0.999) < 1
+    controller.reset(0)
+    assert controller.prior(0.6) == 0.6
 
 
 def test_cost_ts_needs_costs_up_to_its_cap():
