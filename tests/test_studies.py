@@ -70,7 +70,7 @@ def test_only_studies_that_run_define_heads_and_record_layers(tmp_path: Path):
         study_cards(config, MODEL, "init")
     config = configured(tmp_path, {"run": {"studies": ["exit_layer"]}})
     assert resolve_corpus(config, "default")["exit_layers"] == [1, 2, 4, 6, 8, 12]
-    assert len(config["heads"]) == len(load_config()["heads"]) + 5 * 3
+    assert len(config["heads"]) == len(load_config()["heads"]) + 6 * 3
     assert resolve_corpus(config, "default")["labels"] == "answers"
     changed = {"heads": {"deep4": {"learn": "texts"}}}
     assert resolve_corpus(configured(tmp_path, changed), "default")["labels"] == "texts"
