@@ -1,6 +1,6 @@
 # make reproduce   everything: environment, models, measurements, tables, figures, report.html
 # make test        format, lint, unit tests, workflow dry runs and the smoke run
-# Options: PYTHON=/path/to/python3.11  CORES=4  ARGS="--configfile config/paper.yaml"  PIP_EXTRA="--index-url ..."
+# Options: PYTHON=/path/to/python3.11  CORES=4  ARGS="--configfile config/paper.yaml"  PIP_EXTRA="--extra-index-url ..."
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -1,6 +1,6 @@
 """Check a configuration against the JSON schema: one precise message for the first mistake, defaults filled in.
 
-    python -m eesd.schema          # the table of all keys, as Markdown, for config/README.md
+    python -m eesd.schema          # the tables of all keys and controllers, as Markdown, for config/README.md
 
 `jsonschema` finds the mistake; this module says it in the words of someone who edits the YAML file.
 """
@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
+from eesd.control import CONTROLLERS
 from eesd.errors import EesdError, unknown
 
 SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "config.schema.yaml"
@@ -159,5 +161,15 @@ def _keys(part: Schema, schema: Schema, path: str) -> Iterator[tuple[str, Schema
         yield from _keys(child, schema, f"{path}NAME.")
 
 
+def controller_table() -> str:
+    """All controllers with their settings and what they do, from their classes, as a Markdown table."""
+    rows = ["| controller | settings | rule |", "|---|---|---|"]
+    for name in CONTROLLERS.names():
+        settings = [field for field in fields(CONTROLLERS[name]) if field.init]
+        shown = ", ".join(f"`{field.name}: {json.dumps(field.default)}`" for field in settings)
+        rows.append(f"| `{name}` | {shown} | {CONTROLLERS[name].__doc__.strip().splitlines()[0]} |")
+    return "\n".join(rows) + "\n"
+
+
 if __name__ == "__main__":
-    print(key_table(), end="")
+    print(key_table() + "\n" + controller_table(), end="")

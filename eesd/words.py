@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 BASELINE = "vanilla"  # the method of every group that the others are compared with
 INITS = ("last", "same", "lens")  # what an exit head starts from, if not from another head
 VOCABULARY_OF_PROMPTS = "`prompt` exchanges rows of the target's output head. Set output_head: tied, or frequent here."
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of a generation's seconds; together they are its total
+
+
+def first_divergence(vanilla: Sequence[int], output: Sequence[int]) -> int | None:
+    """Index of the first token that differs, an ended output counting as a difference; None when equal."""
+    pairs = zip_longest(vanilla, output)
+    return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
 
 
 def kept(head: Mapping[str, Any]) -> tuple[str, ...]:

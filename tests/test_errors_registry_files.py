@@ -1,4 +1,4 @@
-"""The three small modules everything else stands on."""
+"""The small modules everything else stands on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from hypothesis import strategies as st
 from eesd.errors import EesdError, unknown
 from eesd.files import atomic_path, read_jsonl, settings_hash, sha256_file, write_atomic
 from eesd.registry import Registry
+from eesd.words import first_divergence
+
+
+def test_first_divergence():
+    assert first_divergence([1, 2, 3], [1, 2, 3]) is None
+    assert first_divergence([1, 2, 3], [1, 9, 3]) == 1
+    assert first_divergence([1, 2, 3], [1, 2]) == first_divergence([1, 2], [1, 2, 3]) == 2
 
 
 def test_unknown_suggests_the_closest_name():

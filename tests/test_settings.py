@@ -13,7 +13,7 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
 from eesd.errors import EesdError
-from eesd.schema import key_table, load_schema
+from eesd.schema import controller_table, key_table, load_schema
 from eesd.settings import (
     bench_cells,
     compares_exits,
@@ -228,10 +228,10 @@ def test_schema_documents_every_key_and_is_strict():
     walk(load_schema(), "")
 
 
-def test_readme_lists_the_keys_of_the_schema(root: Path):
-    assert key_table() in (root / "config" / "README.md").read_text(), (
-        "write the output of `python -m eesd.schema` there"
-    )
+def test_readme_lists_keys_and_controllers(root: Path):
+    text = (root / "config" / "README.md").read_text()
+    for table in (key_table(), controller_table()):
+        assert table in text, "write the output of `python -m eesd.schema` there"
 
 
 def test_schema_names_what_the_code_registers():

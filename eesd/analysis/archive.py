@@ -40,8 +40,16 @@ def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
     there = [sign for sign in SIGNS if any(out.glob(sign))]
     if out.is_dir() and any(out.iterdir()) and (not there or set(there) - set(signs)):
         raise EesdError(f"{out}: holds something else than what is published now. Choose another name (`published`).")
-    shutil.rmtree(out, ignore_errors=True)
+    missing = [str(file) for file in copies if not file.is_file()]
+    if missing:
+        raise EesdError(f"No such file: {', '.join(missing)}. What {out} holds stays as it is.")
+    # Beside it first: what was published before stays until all of the new is there.
+    new = out.with_name(f"{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
     for file, copy in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        to = new / copy.relative_to(out)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to)
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
     return list(copies.values())

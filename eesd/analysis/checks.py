@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from eesd.errors import EesdError
-from eesd.words import BASELINE
+from eesd.words import BASELINE, first_divergence
 
 Row = dict[str, Any]
 
@@ -28,14 +28,6 @@ def check_rows(rows: list[Row]) -> None:
         for method, own in _by(cell, ("method",)).items():
             _check_same(own, SAME_IN_METHOD, f" of method '{method[0]}'")
         _check_units(cell)
-
-
-def first_divergence(tokens: list[int], reference: list[int]) -> int | None:
-    """Index of the first token that differs; the shorter length if one list begins the other; None if equal."""
-    for position, (token, expected) in enumerate(zip(tokens, reference, strict=False)):
-        if token != expected:
-            return position
-    return None if len(tokens) == len(reference) else min(len(tokens), len(reference))
 
 
 def _by(rows: Iterable[Row], fields: tuple[str, ...]) -> dict[tuple[Any, ...], list[Row]]:

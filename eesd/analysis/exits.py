@@ -15,14 +15,24 @@ from eesd.words import BASELINE
 
 
 def series(method: Mapping[str, Any], context: str) -> str:
-    """What methods of one line share: controller, tree, lookup and what heads read. Of resolved or written settings."""
-    controller, tree = method["controller"], method.get("tree")
-    name = " ".join([controller["name"], *(f"{key} = {controller[key]}" for key in ("k", "tau") if key in controller)])
-    shape = f", tree of {tree['nodes']}" if tree else ""
-    first = method.get("lookup")
+    """All that methods of one line share: controller, tree, lookup, context. Of resolved or written settings."""
+    tree, first = method.get("tree"), method.get("lookup")
+    parts = [_rule(method["controller"])]
+    if tree:
+        parts.append(
+            " ".join([f"tree of {tree['nodes']}", *(f"{k} {v}" for k, v in tree.items() if v and k != "nodes")])
+        )
     if first:
-        shape += f", after lookup of {first['min_ngram']} to {first['max_ngram']} by {first['controller']['name']}"
-    return name + shape + ("" if context == "verified" else f", context {context}")
+        parts.append(f"after lookup of {first['min_ngram']} to {first['max_ngram']} by {_rule(first['controller'])}")
+    if context != "verified":
+        parts.append(f"context {context}")
+    return ", ".join(parts)
+
+
+def _rule(controller: Mapping[str, Any]) -> str:
+    """Name and settings of a controller, as far as they are given."""
+    given = [f"{key} = {value}" for key, value in controller.items() if key != "name"]
+    return " ".join([controller["name"], *given])
 
 
 def training(head: Mapping[str, Any]) -> str:

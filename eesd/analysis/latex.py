@@ -1,6 +1,6 @@
 """speedup.tex: the speedup table for a paper, one tabular for each model, group and baseline (package booktabs).
 
-Methods are rows, tasks columns; the best of each task is bold, intervals are small. Names are those of the figures.
+Methods are rows, tasks columns; those of rank 1 are bold, intervals are small. Names are those of the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import product
 import pandas as pd
 
 from eesd.analysis.disturbed import busy_note
-from eesd.analysis.markdown import KEYS
+from eesd.analysis.markdown import KEYS, baseline_leads, leads
 from eesd.analysis.order import method_key, natural
 from eesd.analysis.style import method_label, task_label
 
@@ -34,10 +34,12 @@ def _tabular(part: pd.DataFrame) -> str:
     tasks = sorted(part["task"].unique(), key=natural)
     cells = {(row.task, row.method): row for row in part.itertuples()}
     methods = sorted(part["method"].unique(), key=method_key)
-    best = {task: max(1.0, *(cells[task, m].speedup for m in methods if (task, m) in cells)) for task in tasks}
     of_task = {task: part[part["task"] == task] for task in tasks}
-    heads = [f"{task_label(k)} ($n = {own['n_items'].iloc[0]}${busy_note(own)})" for k, own in of_task.items()]
-    base = ["\\textbf{1.00}" if best[task] == 1.0 else "1.00" for task in tasks]
+    heads = [
+        f"{task_label(k).translate(SPECIAL)} ($n = {own['n_items'].iloc[0]}${busy_note(own)})"
+        for k, own in of_task.items()
+    ]
+    base = ["\\textbf{1.00}" if baseline_leads(of_task[task]) else "1.00" for task in tasks]
     lines = [
         f"% {first['model']}, {first['group']}, against {first['baseline']} ({first['decoding']}, {first['dtype']})",
         "\\begin{tabular}{l" + "r" * len(tasks) + "}",
@@ -45,10 +47,7 @@ def _tabular(part: pd.DataFrame) -> str:
         _line("", heads),
         "\\midrule",
         _line(method_label(first["baseline"]), base),
-        *(
-            _line(_label(method, part), [_cell(cells.get((task, method)), best[task]) for task in tasks])
-            for method in methods
-        ),
+        *(_line(_label(method, part), [_cell(cells.get((task, method))) for task in tasks]) for method in methods),
         "\\bottomrule",
         "\\end{tabular}",
     ]
@@ -64,8 +63,8 @@ def _line(label: str, cells: list[str]) -> str:
     return " & ".join([label.translate(SPECIAL), *cells]) + " \\\\"
 
 
-def _cell(row: tuple | None, best: float) -> str:
+def _cell(row: tuple | None) -> str:
     if row is None:
         return "--"
-    value = f"\\textbf{{{row.speedup:.2f}}}" if row.speedup == best else f"{row.speedup:.2f}"
+    value = f"\\textbf{{{row.speedup:.2f}}}" if leads(row) else f"{row.speedup:.2f}"
     return value if pd.isna(row.ci_low) else f"{value} {{\\scriptsize [{row.ci_low:.2f}, {row.ci_high:.2f}]}}"

@@ -1,6 +1,7 @@
 """speedup.md: the speedup table for reading, one section for each model, group and baseline.
 
-One row a method, tasks as columns, the best of each task in bold, intervals in brackets.
+One row a method, tasks as columns, intervals in brackets. Bold are the methods of rank 1, which no other is ahead of
+with its whole interval.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from eesd.analysis.order import group_key, method_key, natural
 
 KEYS = {"model": natural, "group": group_key, "baseline": method_key}
 HEAD = (
-    "# Speedup\n\nOutput tokens per second over those of the baseline, totals over all prompts, with the 95 % paired "
-    "bootstrap interval over prompts. The best of each task is bold.\n"
+    "# Speedup\n\nOutput tokens per second over those of the baseline, prefill included, totals over all prompts, with "
+    "the 95 % paired bootstrap interval over prompts. Bold: no other is ahead with its whole interval.\n"
 )
 
 
@@ -40,16 +41,14 @@ def _section(part: pd.DataFrame) -> str:
     tasks = sorted(part["task"].unique(), key=natural)
     methods = sorted(part["method"].unique(), key=method_key)
     cells = {(row.task, row.method): row for row in part.itertuples()}
-    # The baseline competes too: if nothing is faster, its 1.00 is what is bold.
-    best = {task: max(1.0, *(cells[task, m].speedup for m in methods if (task, m) in cells)) for task in tasks}
     lines = [
         f"\n## {first['model']}, {first['group']}: against {first['baseline']} ({how})\n",
         "| method | " + " | ".join(_task_head(part, task) for task in tasks) + " |",
         "|---|" + "---|" * len(tasks),
-        f"| {first.baseline} | " + " | ".join(_baseline_cell(part, task, best[task]) for task in tasks) + " |",
+        f"| {first.baseline} | " + " | ".join(_baseline_cell(part[part["task"] == task]) for task in tasks) + " |",
     ]
     for method in methods:
-        found = [_cell(cells.get((task, method)), best[task]) for task in tasks]
+        found = [_cell(cells.get((task, method))) for task in tasks]
         mark = " †" if any(cells[key].lossy for key in cells if key[1] == method) else ""
         lines.append(f"| {method}{mark} | " + " | ".join(found) + " |")
     return "\n".join(lines) + "\n"
@@ -60,13 +59,23 @@ def _task_head(part: pd.DataFrame, task: str) -> str:
     return f"{task} (n = {own['n_items'].iloc[0]}{busy_note(own)})"
 
 
-def _baseline_cell(part: pd.DataFrame, task: str, best: float) -> str:
-    rate = part.loc[part["task"] == task, "baseline_tokens_per_s"].iloc[0]
-    return f"{'**1.00**' if best == 1.0 else '1.00'} ({rate:.1f} tokens/s)"
+def baseline_leads(own: pd.DataFrame) -> bool:
+    """Whether nothing of a task is ahead of its baseline, which competes too, with the whole interval."""
+    return own["ci_low"].notna().any() and not (own["ci_low"] > 1).any()
 
 
-def _cell(row: tuple | None, best: float) -> str:
+def leads(row: tuple) -> bool:
+    """Whether a method of `speedup.csv` is of rank 1; a single prompt, which gives no interval, ranks nobody."""
+    return row.rank == 1 and pd.notna(row.ci_low)
+
+
+def _baseline_cell(own: pd.DataFrame) -> str:
+    rate = own["baseline_tokens_per_s"].iloc[0]
+    return f"{'**1.00**' if baseline_leads(own) else '1.00'} ({rate:.1f} tokens/s)"
+
+
+def _cell(row: tuple | None) -> str:
     if row is None:
         return "not run"
-    value = f"**{row.speedup:.2f}**" if row.speedup == best else f"{row.speedup:.2f}"
+    value = f"**{row.speedup:.2f}**" if leads(row) else f"{row.speedup:.2f}"
     return value + (" (one prompt, no interval)" if pd.isna(row.ci_low) else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]")

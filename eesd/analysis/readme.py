@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 # Folder below published/, what a reader runs to get it, the groups that are shown (the first with its acceptance), and
 # against which baselines; a run that is not there is left out.
 RUNS = (
-    ("default", "make reproduce", ("main",), (BASELINE, "hf_generate")),
+    ("default", "make reproduce", ("main", "sampled"), (BASELINE, "hf_generate")),
     ("best", "config/best.yaml config/gsm8k.yaml", ("best", "rivals"), (BASELINE,)),
 )
 STUDIES = "studies"
@@ -60,7 +60,7 @@ def _run(folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[s
     return "\n".join(
         [
             f"## Results of `{command}`\n",
-            f"Measured on: {machine}.\n",
+            f"Measured on: {machine}. Prompts: {_datasets(speedup)}.\n",
             f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)\n",
             first,
             f"Losslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
@@ -74,22 +74,34 @@ def _fold(summary: str, *blocks: str) -> str:
     return "\n".join([f"<details><summary>{summary}</summary>\n", *blocks, "</details>\n"])
 
 
+def _datasets(speedup: pd.DataFrame) -> str:
+    """True names of the data sets, for a task may take them from several."""
+    by_task = speedup.groupby("task")["dataset"].first()
+    return ", ".join(by_task[task] for task in sorted(by_task.index, key=natural))
+
+
 def _details(tables: dict[str, pd.DataFrame], group: str) -> tuple[str, str]:
-    return _acceptance(tables["acceptance"], group) + "\n", _agreement(tables["heads"]) + "\n"
+    return _rounds(tables["acceptance"], tables["speedup"], group) + "\n", _agreement(tables["heads"]) + "\n"
 
 
-def _acceptance(table: pd.DataFrame, group: str) -> str:
-    """Tokens per round and acceptance rate of every drafting method, a column a task."""
-    own = table[(table["group"] == group) & (table["method"] != BASELINE)]
+def _rounds(acceptance: pd.DataFrame, speedup: pd.DataFrame, group: str) -> str:
+    """What a round yields and how fast decoding alone is, of every drafting method, a column a task."""
+    own = acceptance[(acceptance["group"] == group) & (acceptance["method"] != BASELINE)]
+    over = speedup[(speedup["group"] == group) & (speedup["baseline"] == BASELINE)].set_index(["method", "task"])
     tasks = sorted(own["task"].unique(), key=natural)
     lines = [
-        "Tokens per round with the target's own token (acceptance rate of drafted tokens):\n",
+        "Tokens per round with the target's own token (acceptance rate of drafted tokens), and speedup of decoding "
+        "alone over vanilla, prefill left out:\n",
         "| method | " + " | ".join(map(task_label, tasks)) + " |",
         "|---|" + "---|" * len(tasks),
     ]
     for method in sorted(own["method"].unique(), key=method_key):
         rows = own[own["method"] == method].set_index("task")
-        cells = [f"{rows.tokens_per_round[task]:.2f} ({rows.acceptance_rate[task]:.2f})" for task in tasks]
+        cells = [
+            f"{rows.tokens_per_round[task]:.2f} ({rows.acceptance_rate[task]:.2f}), "
+            f"{over.decode_speedup[method, task]:.2f}"
+            for task in tasks
+        ]
         lines.append(f"| {method_label(method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -77,14 +77,15 @@ def _warn_of_crowding(table: pd.DataFrame) -> None:
 def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict[str, pd.DataFrame]:
     """All tables of checked rows and head cards, by name."""
     frame, card_paths = row_frame(rows), list(card_paths)
-    speedups = _speedup(frame)
+    compared = _comparisons(frame)
+    speedups = _speedup(frame, compared["ranking"])
     methods = {(row["model"], row["method"]): row["settings"] for row in rows}
     cards = {(card["model"], card["head"]): card for _, card in read_cards(card_paths)}
     exits = exit_records(speedups, methods, cards)
     records = {
         "speedup": speedups,
         **({"exit_layers": exits} if exits else {}),
-        **_comparisons(frame),
+        **compared,
         "acceptance": _acceptance(frame),
         "lossless": _lossless(frame),
         "divergences": _divergences(frame),
@@ -149,7 +150,8 @@ def _how(cell: pd.DataFrame) -> dict[str, Any]:
     return {field: cell[field].iloc[0] for field in ("dtype", "decoding", "lossy")} | {"peer": bool(cell["peer"].any())}
 
 
-def _speedup(frame: pd.DataFrame) -> Records:
+def _speedup(frame: pd.DataFrame, ranking: Records) -> Records:
+    ranks = {tuple(one[field] for field in (*CELL, "method")): one["rank"] for one in ranking}
     records = []
     for who, cell in _cells(frame, tuple(CELL)):
         by_method = dict(iter(cell.groupby("method", sort=False)))
@@ -157,14 +159,17 @@ def _speedup(frame: pd.DataFrame) -> Records:
             base = by_method[baseline]
             for method in [name for name in by_method if name != baseline]:
                 own = by_method[method]
-                records.append({**who, "method": method, "baseline": baseline, **_how(own), **_compare(own, base)})
+                names = {"method": method, "baseline": baseline, "rank": ranks[*(who[field] for field in CELL), method]}
+                records.append({**who, **names, **_how(own), **_compare(own, base)})
     return records
 
 
 def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
     # Both frames are sorted by item and repeat and checks.py made sure that both have every unit.
     result = paired_speedup(own["item"], own["tokens"], own["total"], base["tokens"], base["total"])
+    split = not own["peer"].any() and not base["peer"].any()
     return {
+        **(_compare_decoding(own, base) if split else {}),
         "n_items": result.n_items,
         "n_units": result.n_units,
         "tokens_per_s": own["tokens"].sum() / own["total"].sum(),
@@ -175,6 +180,14 @@ def _compare(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
         "speedup_mean_of_ratios": result.mean_of_ratios,
         "crowding": _crowding(own, base),
     }
+
+
+def _compare_decoding(own: pd.DataFrame, base: pd.DataFrame) -> dict[str, float]:
+    if not own["settled"].sum() or not base["settled"].sum():
+        return {}
+    sides = [(one["settled"], one["total"] - one["prefill"]) for one in (own, base)]
+    result = paired_speedup(own["item"], *sides[0], *sides[1])
+    return {"decode_speedup": result.ratio, "decode_ci_low": result.low, "decode_ci_high": result.high}
 
 
 def _crowding(*methods: pd.DataFrame) -> float | None:

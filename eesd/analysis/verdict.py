@@ -22,9 +22,13 @@ MOST_NAMED = 20
 
 def write_verdict(tables_dir: Path | str, out: Path | str) -> None:
     """Check `divergences.csv`, and `sampling.csv` if it is there, and write the counts as sentences."""
-    tables = {name: pd.read_csv(Path(tables_dir) / f"{name}.csv") for name in ("lossless", "divergences")}
+    paths = {name: Path(tables_dir) / f"{name}.csv" for name in ("lossless", "divergences")}
+    for path in paths.values():
+        if not path.is_file():
+            raise EesdError(f"{path}: no such file. `eesd tables --out {tables_dir} ROWS...` writes it.")
+    tables = {name: pd.read_csv(path) for name, path in paths.items()}
     check_lossless(tables)
-    sentence = summary(tables["lossless"])
+    sentence = summary(tables["lossless"], tables["divergences"])
     sampling = Path(tables_dir) / "sampling.csv"
     if sampling.exists():
         table = pd.read_csv(sampling)
@@ -34,16 +38,26 @@ def write_verdict(tables_dir: Path | str, out: Path | str) -> None:
     write_atomic(out, sentence + "\n")
 
 
-def summary(table: pd.DataFrame) -> str:
+def summary(lossless: pd.DataFrame, divergences: pd.DataFrame) -> str:
     """What was compared with vanilla, and how it came out; other libraries in a sentence of their own."""
-    greedy = table[table["decoding"] == "greedy"]
+    greedy = lossless[lossless["decoding"] == "greedy"]
     peer = greedy["peer"].astype(bool)
     ours = ("ties within the rounding of their dtype", "different")
-    sentences = [f"{_counts(greedy[~peer], *ours)} (divergences.csv)."]
+    sentences = [f"{_counts(greedy[~peer], *ours)} (divergences.csv).", *_ties(divergences)]
     if peer.any():  # how they round is not known here, and nothing of theirs is required
         theirs = ("part from it where two tokens are closer than our own rounding", "elsewhere")
         sentences.append(f"Other libraries: {_counts(greedy[peer], *theirs)}.")
     return " ".join(sentences)
+
+
+def _ties(table: pd.DataFrame) -> list[str]:
+    """How wide our own ties are, and whose: a bound alone would hide that most lie far below it."""
+    ties = table[(table["class"] == "tie") & ~table["peer"].astype(bool) & table["gap"].notna()]
+    if ties.empty:
+        return []
+    widest = ties.loc[ties["gap"].idxmax()]
+    methods = ", ".join(sorted(ties["method"].unique()))
+    return [f"The widest tie is {widest['gap']:.2g} logits apart (bound {widest['bound']:.2g}); ties are of {methods}."]
 
 
 def sampling_summary(table: pd.DataFrame) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
 from eesd.models.loading import load_target
 from eesd.models.transformer import Transformer
+from eesd.words import first_divergence
 
 # Rounding matters where argmax is decided: among the most probable tokens.
 CONTENDERS = 16
@@ -45,12 +45,6 @@ class Comparison:
         """The `comparison` entry of a row."""
         facts = asdict(self)
         return {"class": facts.pop("kind"), **facts}
-
-
-def first_divergence(vanilla: Sequence[int], output: Sequence[int]) -> int | None:
-    """Index of the first token that differs, an ended output counting as a difference; None when equal."""
-    pairs = zip_longest(vanilla, output)
-    return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
 
 
 def length_rule(vanilla: Sequence[int], output: Sequence[int], eos: Collection[int]) -> str | None:

@@ -29,6 +29,7 @@ from eesd.bench import facts
 from eesd.bench.load import DISTURBED, Crowding
 from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller
+from eesd.control.base import check_count
 from eesd.decoding.chain import read_signal
 from eesd.decoding.generate import Generation, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
@@ -100,6 +101,9 @@ def measure_hardware(
     exit_layer: layers below the exit head. device: `cpu`, `cuda`, `cuda:1` ...; None takes a CUDA device if there is
     one. draft_rows: how many tokens the head can draft, or `full`.
     """
+    check_count("rounds of a cost table", rounds)
+    for context in contexts:
+        check_count("a context of a cost table", context)
     target, name = _target(model, shape, dtype, _device(device), max(contexts, default=0))
     engine = attach_engine(target)
     target.config.check_exit_layer(exit_layer)

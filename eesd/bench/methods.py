@@ -7,6 +7,7 @@ generation = method(prompt_ids, seed=0, max_new_tokens=128)
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
@@ -177,6 +178,14 @@ def head_context(drafter: Drafter) -> str:
     return (drafter.card or {}).get("context", "none")
 
 
+def _decided_by(card: Path) -> dict[str, Any] | None:
+    """What controllers and trees read of a head's card; None without one."""
+    if not card.exists():
+        return None
+    found = json.loads(card.read_text())
+    return {name: found.get(name) for name in ("calibration", "accuracies")}
+
+
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a method's rows depend on: its settings, the weights of a head or an assistant, its cost table."""
     identity = dict(settings)
@@ -186,6 +195,7 @@ def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
+        identity["head_facts"] = _decided_by(weights.with_name("card.json"))
     if "skips_path" in settings:
         found = Path(settings["skips_path"])
         identity["skips_sha256"] = sha256_file(found) if found.exists() else None

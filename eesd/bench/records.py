@@ -27,13 +27,14 @@ Unit = tuple[str, int]
 class RowFile:
     """The growing file of one (model, task, group).
 
-    hashes: settings hash that each method's rows must carry. prompts: token ids of every planned item.
+    hashes: settings hash that each method's rows must carry. prompts: token ids of every planned item. repeats: how
+    often each is decoded.
     """
 
-    def __init__(self, out: Path, hashes: Mapping[str, str], prompts: Mapping[str, list[int]]) -> None:
+    def __init__(self, out: Path, hashes: Mapping[str, str], prompts: Mapping[str, list[int]], repeats: int) -> None:
         self.out = out
         self.part = out.with_name(out.name + ".part")
-        self.hashes, self.prompts = dict(hashes), dict(prompts)
+        self.hashes, self.prompts, self.repeats = dict(hashes), dict(prompts), repeats
         out.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._resume()
 
@@ -49,9 +50,11 @@ class RowFile:
         units: dict[Unit, dict[str, Row]] = defaultdict(dict)
         for row in rows:
             units[row["item"], row["repeat"]][row["method"]] = row
-        # Items that are no longer asked for are left out, so that the file holds what is configured.
+        # Units that are no longer asked for are left out, so that the file holds what is configured.
         complete = {
-            unit: found for unit, found in units.items() if set(found) == set(self.hashes) and unit[0] in self.prompts
+            unit: found
+            for unit, found in units.items()
+            if set(found) == set(self.hashes) and unit[0] in self.prompts and unit[1] < self.repeats
         }
         kept = "".join(_line(row) for found in complete.values() for row in found.values())
         if kept != text:

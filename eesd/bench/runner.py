@@ -240,7 +240,7 @@ def run_bench(model_dir: Path, settings: Mapping[str, Any], out: Path) -> None:
         )
     bench = Bench(model_dir, settings)
     prompts = {prompt.item.id: prompt.tokens for prompt in bench.prompts}
-    rows = RowFile(out, bench.row_hashes, prompts)
+    rows = RowFile(out, bench.row_hashes, prompts, settings["repeats"])
     memory = Memory(out.with_name(out.name + ".memory"), bench.methods)
     if not memory.restore(rows.done):
         rows.start_anew("does not tell what its controllers with `reset_on: never` had learnt")

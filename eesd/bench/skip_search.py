@@ -174,7 +174,8 @@ def search_skips(model_dir: Path, costs: Path, settings: Mapping[str, Any], out:
     prices = read_prices(costs, settings["k_max"])
     decide, check = _record(target, model_dir, settings)
     search = Search(target, decide, prices, settings["k_max"])
-    stamp = settings_hash([fingerprint(model_dir), dict(settings), sha256_file(costs), source_hash()])
+    texts = [[[one.prompt_tokens, one.answer] for one in answers] for answers in (decide, check)]
+    stamp = settings_hash([fingerprint(model_dir), dict(settings), sha256_file(costs), source_hash(), texts])
     study = _study(out, stamp, settings["seed"], search)
     with progress(f"skips {out.stem}", settings["trials"], "trial", initial=_done(study)) as bar:
         while _done(study) < settings["trials"]:

@@ -96,7 +96,7 @@ def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: 
     parts = []
     with progress(f"trace {settings['task']}", len(outputs), "item") as bar:
         for row in outputs:
-            part = work / f"{settings_hash([row['item'], row['prompt_tokens'], row['output_tokens']])}.safetensors"
+            part = work / f"{settings_hash(_followed(row))}.safetensors"
             found = read_trace(part) if part.exists() else None
             if found is None or found.facts != facts:
                 found = Trace(facts, (traced_item(target, drafter, row, settings["k_max"]),))
@@ -105,6 +105,14 @@ def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: 
             bar.update()
     write_trace(Trace(facts, tuple(parts)), out)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _followed(row: Mapping[str, Any]) -> list[Any]:
+    """What the trace of one output depends on, beside its facts."""
+    return [
+        *(row[key] for key in ("item", "seed", "prompt_tokens", "output_tokens")),
+        row["settings"]["max_new_tokens"],
+    ]
 
 
 def vanilla_rows(path: Path) -> list[dict[str, Any]]:
@@ -135,6 +143,7 @@ def trace_facts(
         settings_hash=settings_hash({**identity, "model": weights, "dtype": row["dtype"]}),
         calibration=drafter.card.get("calibration") if drafter.card else None,
         context=head_context(drafter),
+        vocab_rows=drafter.card.get("vocab_rows") if drafter.card else None,
     )
 
 

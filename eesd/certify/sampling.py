@@ -2,9 +2,9 @@
 
     python -m eesd certify --out results/tables/sampling.csv
 
-Six drafters of chains (exit heads with and without deep context, early exit, Medusa, Self-SD, lookup) with every
-controller: a G-test of 200,000 outputs of 4 tokens of vocabulary 8 against their exact law, p-values corrected by
-Holm's method over all pairs, and how large a bias it would have found.
+Every drafter of chains (exit heads with and without deep context, and with the prompt's tokens to draft; early exit,
+Medusa, Self-SD, lookup, an assistant) with every controller: a G-test of 200,000 outputs of 4 tokens of vocabulary 8
+against their exact law, p-values corrected by Holm's method over all pairs, and how large a bias it would have found.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ and `controller: {name: confidence, tau: 0.5}` in a method of the configuration.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -34,10 +35,11 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_range(name: str, value: Any, low: float = 0.0, high: float = 1.0, open_low: bool = False) -> None:
-    """EesdError unless `value` is a number in [low, high], or in (low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    """EesdError unless `value` is a finite number in [low, high], or in (low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (open_low and value == low):
-        raise EesdError(f"{name} must be a number in {'(' if open_low else '['}{low:g}, {high:g}], not {value}.")
+        ends = "(" if open_low else "[", "]" if math.isfinite(high) else ")"
+        raise EesdError(f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}, not {value}.")
 
 
 @dataclass(frozen=True)

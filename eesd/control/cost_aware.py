@@ -35,7 +35,7 @@ class CostTS(CaliTS):
     nothing at all.
 
     kappa: weight of both priors, c of Cali-TS and m. memory: weight in [0, 1] of past rounds in rho, the running tokens
-    over the running seconds, which start as a vanilla token; with 1 they stay there, and rho is vanilla's speed for
+    over the running seconds, which start as a round without a draft; with 1 they stay there, and rho is that speed for
     good. context: tokens in the cache at which costs are read.
     """
 
@@ -63,7 +63,7 @@ class CostTS(CaliTS):
         self.start()
 
     def start(self) -> None:
-        """Nothing observed: the speed is vanilla's."""
+        """Nothing observed: the speed is that of rounds without a draft."""
         super().start()
         self.tokens, self.time, self.hits, self.misses = 1.0, self.seconds[0], 0, 0
         self.promised = self.kept = 0.0

@@ -5,6 +5,7 @@ expand([{"name": "static", "grid": {"k": [1, 2]}}])      # [{"name": "static", "
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -20,8 +21,12 @@ def all_settings(controller: Controller) -> dict[str, Any]:
 
 
 def expand(controllers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Settings of single controllers, one for each combination of the values in a `grid`; each is checked."""
-    found = []
+    """Settings of single controllers, one for each combination of the values in a `grid`; each is checked.
+
+    EesdError for settings that are there twice, defaults filled in: two lines by one name could not be told apart.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for entry in controllers:
         fixed = {key: value for key, value in entry.items() if key != "grid"}
         grid = entry.get("grid", {})
@@ -32,6 +37,10 @@ def expand(controllers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 raise EesdError(f"grid.{name} of a replayed controller must be a list of values, not {values!r}.")
         for values in product(*grid.values()):
             settings = {**fixed, **dict(zip(grid, values, strict=True))}
-            make_controller(settings)
+            controller = make_controller(settings)
+            whole = json.dumps([settings["name"], all_settings(controller)], sort_keys=True)
+            if whole in seen:
+                raise EesdError(f"Replayed controllers have {settings} twice. Take one of them out.")
+            seen.add(whole)
             found.append(settings)
     return found

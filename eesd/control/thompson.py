@@ -40,7 +40,7 @@ class BetaTS(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.prior) != 2 or min(self.prior) <= 0:
+        if len(self.prior) != 2 or not all(0 < value < math.inf for value in self.prior):
             raise EesdError(f"Controller beta_ts needs a prior of two numbers > 0, not {list(self.prior)}.")
         check_range("forget of controller beta_ts", self.forget, open_low=True)
         if self.failures not in ("first", "all"):

@@ -85,7 +85,7 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
             present.append(shard)
             tokens, seconds = _shard_facts(path)
             made += tokens * train
-            bar.set_postfix_str(f"{shard.task} {tokens / seconds:.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"{shard.task} {tokens / max(seconds, 0.001):.0f} tokens/s", refresh=False)
             bar.update(tokens * train if budget else 1)
     # Shards beyond the budget are left over from a run with a larger one.
     names = {shard.name for shard in present}

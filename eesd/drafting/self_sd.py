@@ -40,11 +40,13 @@ class Skips:
 
 
 def load_skips(path: Path, model: str) -> Skips:
-    """Read what `eesd skips` found; EesdError when it is missing or was found for a model of another fingerprint."""
+    """Read what `eesd skips` found; EesdError when it is missing, damaged or of a model of another fingerprint."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise EesdError(f"{path}: no such file. Search it with `snakemake --cores all {path}`.") from error
+    except json.JSONDecodeError as error:
+        raise EesdError(f"{path}: damaged ({error}). Delete it and search again.") from error
     if found["fingerprint"] != model:
         raise EesdError(
             f"{path}: searched for a model with fingerprint {found['fingerprint']}, but the target's is {model}. "

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,8 +22,8 @@ from eesd.models.transformer import Transformer
 def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Card and weights of a folder, on the target's device.
 
-    Raises EesdError when files are missing, or the head is of another kind or was trained for another model than that
-    of fingerprint `model`.
+    Raises EesdError when files are missing or damaged, or the head is of another kind or was trained for another model
+    than that of fingerprint `model`.
     """
     path = Path(path)
     try:
@@ -32,6 +33,8 @@ def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> t
         raise EesdError(
             f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
         ) from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise EesdError(f"{path}: a damaged head ({error}). Delete the folder and train it again.") from error
     if card["kind"] != kind:
         raise EesdError(
             f"{path}: this head is of kind {card['kind']}, but the drafter reads heads of kind {kind}. Give the method "

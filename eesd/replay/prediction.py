@@ -24,7 +24,7 @@ import pandas as pd
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.rows import Row, read_rows
 from eesd.analysis.tables import write_csv
-from eesd.control import Controller, make_controller, read_costs
+from eesd.control import Controller, make_controller
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.replay.lookup import Lookup
@@ -45,7 +45,7 @@ class Predictor:
     def clock(self) -> Clock:
         """Seconds of rounds on this trace."""
         facts = self.trace.facts
-        return Clock(self.trace, read_costs(self.costs, facts.exit_layer, facts.context), facts.k_max)
+        return Clock(self.trace, facts.read_costs(self.costs, borrowed=False), facts.k_max)
 
     @cached_property
     def items(self) -> dict[str, TracedItem]:

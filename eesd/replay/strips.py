@@ -17,7 +17,7 @@ import pandas as pd
 
 from eesd.analysis.columns import COLUMNS
 from eesd.analysis.tables import write_csv
-from eesd.control import CostTable, make_controller, read_costs
+from eesd.control import CostTable, make_controller
 from eesd.control.grid import expand
 from eesd.errors import EesdError
 from eesd.replay.lookup import Lookup
@@ -35,7 +35,7 @@ def write_strips_table(traces: Sequence[Path], costs: Path, settings: Mapping[st
     chosen = expand(settings["controllers"])
     records = []
     for trace in found:
-        table = read_costs(costs, trace.facts.exit_layer, trace.facts.context, trace.facts.model)
+        table = trace.facts.read_costs(costs)
         item = median_item(trace)
         who = {key: getattr(trace.facts, key) for key in ("model", "task", "drafter")}
         for label, rounds in _lines(trace, item, table, chosen, settings.get("lookup")):

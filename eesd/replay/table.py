@@ -83,7 +83,7 @@ def _trace(path: Path) -> Trace:
 @lru_cache(maxsize=16)
 def _clock(trace_path: Path, cost_path: Path) -> tuple[Clock, CostTable]:
     trace = _trace(trace_path)
-    table = read_costs(cost_path, trace.facts.exit_layer, trace.facts.context, trace.facts.model)
+    table = trace.facts.read_costs(cost_path)
     return Clock(trace, table, trace.facts.k_max), table
 
 

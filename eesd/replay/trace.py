@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from eesd.control import Signal
+from eesd.control import CostTable, Signal, read_costs
 from eesd.errors import EesdError
 from eesd.files import atomic_path
 
@@ -89,8 +89,8 @@ class TracedItem:
 class TraceFacts:
     """What a trace was recorded with.
 
-    fingerprint: of the model's weights. settings_hash: of everything its chains depend on. calibration, context: as in
-    the head's card, None and `none` without one.
+    fingerprint: of the model's weights. settings_hash: of everything its chains depend on. calibration, context,
+    vocab_rows: as in the head's card; None, `none` and None without one.
     """
 
     model: str
@@ -104,6 +104,12 @@ class TraceFacts:
     settings_hash: str
     calibration: dict[str, Any] | None = None
     context: str = "none"
+    vocab_rows: int | None = None
+
+    def read_costs(self, path: Path | str, borrowed: bool = True) -> CostTable:
+        """The cost table in a file, for these drafts. borrowed: one of another model may price them too."""
+        model = self.model if borrowed else None
+        return read_costs(path, self.exit_layer, self.context, model, self.vocab_rows)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,17 @@ def test_nothing_is_published_of_nothing(tmp_path: Path):
         archive(tmp_path / "published", ["results/lossless.txt"])
 
 
+def test_a_file_that_is_not_there_leaves_what_was_published(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table, out = Path("results/tables/speedup.csv"), Path("published/default")
+    table.parent.mkdir(parents=True)
+    table.write_text("once")
+    archive(out, [table])
+    with pytest.raises(EesdError, match=r"No such file: results/lossless\.txt"):
+        archive(out, [table, "results/lossless.txt"])
+    assert (out / "tables/speedup.csv").read_text() == "once"
+
+
 def test_studies_alone_can_be_published(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = Path("results/studies/m/init/heads.csv")

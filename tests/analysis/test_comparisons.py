@@ -79,6 +79,9 @@ def test_the_family_of_a_true_null_is_rarely_rejected():
 
 
 def test_the_latex_table_balances():
+    assert "spec\\_bench ($n = 2$)" in speedup_latex(
+        build_tables(realistic_rows(("spec_bench",), n_items=2))["speedup"]
+    )
     text = speedup_latex(build_tables(realistic_rows())["speedup"])
     assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") > 0
     assert text.count("\\toprule") == text.count("\\bottomrule") == text.count("\\midrule")

@@ -9,7 +9,7 @@ import pytest
 
 from eesd.analysis.engine import write_engine_table
 from eesd.analysis.figures import figure
-from eesd.analysis.figures.engine import _parts
+from eesd.analysis.figures.engine import _parts, draw_engine
 from eesd.control import read_costs
 from eesd.errors import EesdError
 from tests.analysis.factory import write_costs
@@ -35,6 +35,16 @@ def test_two_models_are_two_rows_of_panels(tmp_path: Path) -> None:
     table = write_engine_table(files, tmp_path / "engine.csv")
     assert set(table["model"]) == {"a", "b"}
     assert all(path.is_file() for path in figure("engine", tmp_path, tmp_path / "engine"))
+
+
+def test_two_machines_of_one_model_are_kept_apart(tmp_path: Path) -> None:
+    files = [write_costs(tmp_path / f"{name}.json", device=name) for name in ("one", "other")]
+    write_engine_table(files, tmp_path / "engine.csv")
+    drawing = draw_engine(tmp_path)
+    assert len(drawing.axes) == 4
+    assert ["one" in drawing.axes[0].get_title(loc="left"), "other" in drawing.axes[2].get_title(loc="left")] == [
+        True
+    ] * 2
 
 
 def test_bars_add_up_to_whole_rounds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: P
     block = results_block(published)
     for words in ("Toy CPU", "against vanilla", "against hf_generate", "Tokens per round", "top-1", "7 identical"):
         assert words in block
+    assert re.search(r"Prompts: .*toy", block)
+    assert re.search(r"\| EESD, Beta-TS \| \d\.\d\d \(0\.\d\d\), \d\.\d\d \|", block)
 
 
 def test_what_heads_learnt_from_is_told_apart(published: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from eesd.analysis.checks import first_divergence
 from eesd.analysis.rows import FIELDS, read_rows
 from eesd.errors import EesdError
 from tests.analysis.factory import comparison, make_row, realistic_rows, split_seconds, unit, write_rows
@@ -177,9 +176,3 @@ def test_claims_are_checked_against_tokens(tmp_path: Path) -> None:
 def test_tie_needs_evidence(tmp_path: Path, evidence: dict[str, float]) -> None:
     tie = make_row("eesd", output_tokens=[5, 6, 0, 8, 9], comparison=comparison("tie", 2, **evidence))
     fails(tmp_path, [make_row(), tie], "rows.jsonl:2", "a tie needs gap <= bound")
-
-
-def test_first_divergence() -> None:
-    assert first_divergence([1, 2], [1, 2]) is None
-    assert first_divergence([1, 2], [1, 3]) == 1
-    assert first_divergence([1, 2], [1, 2, 3]) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from eesd.analysis.checks import check_rows
 from eesd.analysis.columns import COLUMNS
+from eesd.analysis.exits import series
 from eesd.analysis.order import method_key
 from eesd.analysis.rows import check_row
 from eesd.analysis.tables import build_tables, write_tables
@@ -68,6 +69,25 @@ def test_rounds_that_lookup_drafted_are_counted() -> None:
     table = tables_of(rows)["acceptance"].set_index("method")
     assert table.loc["eesd", "looked_up"] == pytest.approx(0.5)
     assert math.isnan(table.loc["vanilla", "looked_up"])
+
+
+def test_decoding_alone_leaves_the_prefill_out() -> None:
+    rows = two_items()
+    for row in rows:
+        if row["method"] == "vanilla":
+            row["seconds"]["prefill"] += 0.25
+            row["seconds"]["verify"] -= 0.25
+    table = tables_of(rows)["speedup"].set_index(["baseline", "method"])
+    eesd = table.loc["vanilla", "eesd"]
+    assert eesd["speedup"] == pytest.approx(1.5)
+    assert eesd["decode_speedup"] == pytest.approx((3 * 7 / 8 - 0.5) / (2 * 7 / 8))
+    for row in rows:
+        if row["method"] == "vanilla":  # five tokens, of which the prefill gives one
+            row["output_tokens"] = [5, 6, 7]
+    other = build_tables(rows)["speedup"].set_index(["baseline", "method"]).loc["vanilla", "eesd"]
+    assert other["decode_speedup"] == pytest.approx(2 * eesd["decode_speedup"])
+    assert eesd["decode_ci_low"] < eesd["decode_speedup"] < eesd["decode_ci_high"]
+    assert table.loc[("vanilla", "hf_generate"), "decode_speedup":"decode_ci_high"].isna().all()
 
 
 def test_acceptance_and_rounds_by_hand() -> None:
@@ -182,10 +202,16 @@ def test_verdict_is_a_sentence_or_a_failure(tmp_path: Path) -> None:
     write_verdict(tmp_path, tmp_path / "lossless.txt")
     assert (
         "1 ties within the rounding of their dtype, 0 different (divergences.csv)."
+        " The widest tie is 0.01 logits apart (bound 0.02); ties are of eesd."
         in (tmp_path / "lossless.txt").read_text()
     )
     write_tables([write_rows(tmp_path / "rows.jsonl", divergent("different"))], [], tmp_path)
     with pytest.raises(EesdError, match="1 outputs differ"):
+        write_verdict(tmp_path, tmp_path / "lossless.txt")
+
+
+def test_a_verdict_without_tables_says_what_writes_them(tmp_path: Path) -> None:
+    with pytest.raises(EesdError, match=r"lossless\.csv: no such file\. `eesd tables"):
         write_verdict(tmp_path, tmp_path / "lossless.txt")
 
 
@@ -204,6 +230,10 @@ def test_exit_layers_are_compared_where_nothing_else_differs(tables_dir: Path, t
     rows = [make_row("vanilla"), make_row("a", settings=settings)]
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [write_card(tmp_path / "card.json")], tmp_path)
     assert not (tmp_path / "exit_layers.csv").exists(), "one depth compares nothing"
+    rule = {"name": "beta_ts", "k_max": 4}
+    assert series({"controller": rule, "tree": {"nodes": 5, "width": 2}}, "none") != series(
+        {"controller": {**rule, "k_max": 12}, "tree": {"nodes": 5, "width": 2}}, "none"
+    )
     rows.append(make_row("b", settings={**settings, "head": "exit8"}))
     path = write_rows(tmp_path / "rows.jsonl", rows)
     cards = [write_card(tmp_path / "card.json"), tmp_path / "exit8.json"]
@@ -229,7 +259,7 @@ def test_six_significant_digits_and_empty_cells(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", unit(seconds=split_seconds(1 / 3)))
     write_tables([path], [], tmp_path / "tables")
     line = (tmp_path / "tables" / "speedup.csv").read_text().splitlines()[1]
-    assert line == "toy,asdiv,main,eesd,vanilla,1,15,1,,,1,1,15,0,float32,greedy,False,ASDiv (toy)"
+    assert line == "toy,asdiv,main,eesd,vanilla,1,15,1,,,1,1,,,1,1,15,0,float32,greedy,False,ASDiv (toy)"
     assert (tmp_path / "tables" / "heads.csv").read_text() == ",".join(COLUMNS["heads"]) + "\n"
 
 
@@ -243,9 +273,14 @@ def test_markdown(tmp_path: Path) -> None:
     lines = (tmp_path / "speedup.md").read_text().splitlines()
     assert "## toy, main: against vanilla (greedy, float32)" in lines
     assert "| method | asdiv (n = 2) |" in lines
-    assert "| vanilla | 1.00 (3.3 tokens/s) |" in lines
-    assert any(line.startswith("| hf_generate | 0.75 [") for line in lines)
-    assert any(line.startswith("| eesd | **1.50** [") for line in lines)
+    assert "| vanilla | **1.00** (3.3 tokens/s) |" in lines
+    assert any(line.startswith("| eesd | **1.50** [") for line in lines), "two prompts tell nobody apart"
+    alike = [{**row, "item": f"asdiv-{number}"} for number in range(8) for row in two_items()[:3]]
+    write_tables([write_rows(tmp_path / "rows.jsonl", alike)], [], tmp_path)
+    lines = (tmp_path / "speedup.md").read_text().splitlines()
+    assert "| vanilla | 1.00 (5.0 tokens/s) |" in lines
+    assert any(line.startswith("| hf_generate | 0.50 [") for line in lines)
+    assert any(line.startswith("| eesd | **2.00** [") for line in lines)
 
 
 def test_what_other_processes_disturbed_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,10 +306,15 @@ def test_what_other_processes_disturbed_is_marked(tmp_path: Path, capsys: pytest
 
 
 def test_markdown_admits_that_nothing_won(tmp_path: Path) -> None:
-    slow = [make_row(), make_row("eesd", seconds=split_seconds(2.0), lossy=True)]
+    one = [make_row(), make_row("eesd", seconds=split_seconds(2.0), lossy=True)]
+    slow = [{**row, "item": item} for item in ("asdiv-1", "asdiv-2") for row in one]
     write_tables([write_rows(tmp_path / "rows.jsonl", slow)], [], tmp_path)
     text = (tmp_path / "speedup.md").read_text()
     assert "| vanilla | **1.00** (5.0 tokens/s) |" in text
+    assert "| eesd † | 0.50 [" in text
+    write_tables([write_rows(tmp_path / "rows.jsonl", one)], [], tmp_path)
+    text = (tmp_path / "speedup.md").read_text()
+    assert "| vanilla | 1.00 (5.0 tokens/s) |" in text, "one prompt tells nothing"
     assert "| eesd † | 0.50 (one prompt, no interval) |" in text
 
 

@@ -30,6 +30,7 @@ FLAGS = [
 DRIVE = """
 const saw = {errors: window.errors};
 const set = (id, value) => { find(id).value = value; find(id).dispatchEvent(new Event("change")); };
+saw.runs = [...find("run").options].map(option => option.value);
 saw.methods = [...find("method").options].map(option => option.value);
 set("method", "eesd");
 saw.text = [...document.querySelectorAll("#output .token")].map(token => token.textContent).join("");
@@ -62,10 +63,10 @@ setTimeout(() => {
 """
 
 
-def view(method: str, rounds: list[dict], item: str = "asdiv-1") -> dict:
+def view(method: str, rounds: list[dict], item: str = "asdiv-1", group: str = "main") -> dict:
     facts = {"model": "m", "dtype": "float32", "device_name": "a machine", "threads": 2, "engine": "torch"}
     prompt = "Two & </script><b>two</b>?"
-    same = {"task": "asdiv", "group": "main", "item": item, "prompt": prompt, "first": "It", **facts}
+    same = {"task": "asdiv", "group": group, "item": item, "prompt": prompt, "first": "It", **facts}
     return {**same, "method": method, "rounds": rounds, "decode_s": rounds[-1]["s"], "commit": "abc"}
 
 
@@ -89,6 +90,8 @@ def views(tmp_path: Path) -> Path:
                 one([draft("."), draft("!")], 2, None, 0.2),
             ],
         ),
+        # Of another group, whose decodes are no rivals of these.
+        view("eesd", [one([], 0, text, 0.1 * i) for i, text in enumerate([" five", "."], 1)], group="other"),
     ]
     path = tmp_path / "views.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -103,15 +106,16 @@ def test_the_page_is_whole_and_safe(views: Path, tmp_path: Path):
     assert "/*STYLE*/" not in page and "/*SCRIPT*/" not in page and "/*DATA*/" not in page
     assert page.count("</script>") == 2, "no text of a model ends an element"
     assert not re.search(r"(src|href)=[\"'](?!#)", page) and "://" not in page, "nothing comes from a network"
-    assert 'lang="en"' in page and 'aria-live="polite"' in page and page.count("<label") >= 5
+    assert 'lang="en"' in page and 'aria-live="polite"' in page and page.count("<label") >= 6
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
-    assert [row["method"] for row in data] == ["vanilla", "eesd"] and [row["tokens"] for row in data] == [5, 5]
+    assert [row["method"] for row in data] == ["vanilla", "eesd", "eesd"]
+    assert [row["tokens"] for row in data] == [5, 5, 3]
 
 
 def test_a_file_that_is_no_view_is_named(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"model": "m"}\n')
-    with pytest.raises(EesdError, match=r"rows.jsonl:1: no 'task'"):
+    with pytest.raises(EesdError, match=r"rows.jsonl:1: no 'group'"):
         write_viewer([path], tmp_path / "out.html")
 
 
@@ -126,6 +130,7 @@ def test_it_works_in_a_browser(views: Path, tmp_path: Path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
     saw = json.loads(html.unescape(re.search(r'<pre id="saw">(.*?)</pre>', dom, re.S)[1]))
     assert saw["errors"] == []
+    assert saw["runs"] == ["m, main", "m, other"]
     assert saw["methods"] == ["vanilla", "eesd"]
     assert saw["text"] == "It is four.!"
     assert saw["kinds"] == ["plain", "accepted", "corrected", "accepted", "accepted"]

@@ -10,7 +10,7 @@ import pytest
 from eesd.analysis.rows import read_rows
 from eesd.analysis.tables import write_tables
 from eesd.bench import records
-from eesd.bench.compare import Judge, first_divergence, length_rule
+from eesd.bench.compare import Judge, length_rule
 from eesd.bench.records import RowFile
 from eesd.bench.runner import Bench, run_bench
 from eesd.distill.corpus import generate_corpus
@@ -142,7 +142,7 @@ def test_rows_of_other_settings_are_put_aside_not_mixed(model, settings, finishe
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch):
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1)
     row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
     file.append([row])
 
@@ -153,34 +153,43 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch)
     with pytest.raises(EesdError, match=r"disk is full.*1 finished units are kept"):
         file.append([{**row, "item": "b"}])
     monkeypatch.undo()
-    assert ("a", 0) in RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).done
+    assert ("a", 0) in RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1).done
 
 
 def test_text_with_exotic_line_ends_survives_a_restart(tmp_path):
     row = {"repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1], "text": "a\u2028b\u0085c"}
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1)
     for item in PROMPTS:
         file.append([{**row, "item": item}])
-    assert len(RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).done) == 2
+    assert len(RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1).done) == 2
 
 
 def test_a_changed_prompt_under_the_same_id_is_not_the_same_item(tmp_path):
     row = {"item": "a", "repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
-    RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS).append([row])
-    assert not RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"a": [2]}).done
+    RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1).append([row])
+    assert not RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"a": [2]}, 1).done
     assert (tmp_path / "main.jsonl.part.old").exists()
 
 
 def test_items_no_longer_asked_for_are_left_out(tmp_path):
     row = {"repeat": 0, "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1)
     for item in PROMPTS:
         file.append([{**row, "item": item}])
-    assert RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"b": [1]}).done == {("b", 0)}
+    assert RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, {"b": [1]}, 1).done == {("b", 0)}
+
+
+def test_repeats_no_longer_asked_for_are_left_out(tmp_path):
+    row = {"item": "a", "method": "vanilla", "settings_hash": "h", "prompt_tokens": [1]}
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 3)
+    for repeat in range(3):
+        file.append([{**row, "repeat": repeat}])
+    assert RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1).done == {("a", 0)}
+    assert [row["repeat"] for row in lines(tmp_path / "main.jsonl.part")] == [0]
 
 
 def test_nan_never_reaches_a_row_file(tmp_path):
-    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS)
+    file = RowFile(tmp_path / "main.jsonl", {"vanilla": "h"}, PROMPTS, 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         file.append([{"item": "a", "repeat": 0, "method": "vanilla", "seconds": float("nan")}])
 
@@ -231,12 +240,6 @@ def test_bad_settings_say_what_to_do(model, settings, tmp_path, changes, message
     with pytest.raises(EesdError, match=message):
         run_bench(model, {**settings, **changes}, tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
-
-
-def test_first_divergence():
-    assert first_divergence([1, 2, 3], [1, 2, 3]) is None
-    assert first_divergence([1, 2, 3], [1, 9, 3]) == 1
-    assert first_divergence([1, 2, 3], [1, 2]) == 2
 
 
 def test_a_divergence_needs_evidence_to_be_a_tie(model):

@@ -119,6 +119,15 @@ def test_a_device_that_is_not_there(tmp_path, device, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rounds": 0}, "rounds of a cost table must be"), ({"contexts": [128, -5]}, "a context of a cost table must be")],
+)
+def test_impossible_numbers_are_found_before_a_model_is_loaded(tmp_path, changes, message):
+    with pytest.raises(EesdError, match=message):
+        measure_hardware(tmp_path / "no model", None, tmp_path / "a.json", **changes)
+
+
+@pytest.mark.parametrize(
     ("model", "shape", "message"),
     [(None, None, "either --model"), (None, "llama-2-14b", "Did you mean 'llama-2-13b'")],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_controllers_get_calibration_and_costs_or_say_what_is_missing(tmp_path: 
     assert not capsys.readouterr().err
     equip("x", controller, settings, drafter, "float32 with 4 threads")
     assert "x: costs of float32 with 2 threads" in capsys.readouterr().err
+
+
+def test_rows_depend_on_what_controllers_read_of_a_card(tmp_path: Path):
+    settings, found = {"head_path": str(tmp_path)}, []
+    for card in (
+        {"calibration": {"x": [0.0], "y": [0.1]}},
+        {"calibration": {"x": [0.0], "y": [0.2]}},
+        {"note": "none"},
+    ):
+        (tmp_path / "card.json").write_text(json.dumps({**card, "train_seconds": len(found)}))
+        found.append(method_identity(settings))
+    assert found[0] != found[1] != found[2]
+    (tmp_path / "card.json").write_text(json.dumps({"train_seconds": 9}))
+    assert method_identity(settings) == found[2], "what nobody decides by changes nothing"
 
 
 def test_trees_of_an_exit_head_are_as_configured():

@@ -99,6 +99,26 @@ def test_an_interrupted_recording_goes_on(folder: Path, tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["trace.safetensors"]
 
 
+def test_parts_of_another_limit_are_recorded_again(folder: Path, tmp_path: Path, monkeypatch):
+    out, made = tmp_path / "trace.safetensors", []
+    original = recording.traced_item
+
+    def counted(*arguments):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(recording, "traced_item", counted)
+    with pytest.raises(KeyboardInterrupt):
+        record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
+    monkeypatch.setattr(recording, "traced_item", original)
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    longer = [{**row, "settings": {"max_new_tokens": LIMIT + 1}} for row in rows]
+    record_trace(folder / "tiny", write(tmp_path / "rows.jsonl", longer), settings(folder), out)
+    assert [item.max_new_tokens for item in read_trace(out).items] == [LIMIT + 1] * 3
+
+
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [

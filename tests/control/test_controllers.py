@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_decisions():
         ({"name": "beta_ts", "prior": [1]}, "prior of two numbers > 0"),
         ({"name": "beta_ts", "forget": 0}, r"forget of controller beta_ts must be a number in \(0, 1\]"),
         ({"name": "beta_ts", "forget": 1.5}, r"forget of controller beta_ts must be a number in \(0, 1\]"),
-        ({"name": "cali_ts", "kappa": 0}, r"kappa of a controller must be a number in \(0, inf\]"),
+        ({"name": "cali_ts", "kappa": 0}, r"kappa of a controller must be a number in \(0, inf\), not 0"),
         ({"name": "beta_ts", "reset_on": "day"}, "'prompt' or 'never'"),
         ({"name": "beta_ts", "failures": "some"}, "'first' or 'all'"),
         ({"name": "beta_ts", "k_max": 0}, "k_max must be a whole number"),

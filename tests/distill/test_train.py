@@ -110,6 +110,12 @@ def test_a_task_with_few_prompts_answers_them_again(model, settings, tmp_path):
     assert 30 <= written <= 30 + 6 * 4
 
 
+def test_reference_answers_without_states_take_no_time(model, settings, tmp_path):
+    out, given = tmp_path / "given", {"text": "reference", "states": "recomputed", "exit_layers": []}
+    generate_corpus(model, {**settings, **given}, out)
+    assert read_corpus(out, [], "train")["asdiv"]
+
+
 def test_reference_answers_are_read_and_heads_still_judged_on_the_targets(model, settings, corpus, tmp_path):
     generate_corpus(model, {**settings, "text": "reference"}, tmp_path / "given")
     source, tokenizer = DataSource.of(settings), load_tokenizer(model)
@@ -214,6 +220,12 @@ def test_a_head_for_another_model_is_refused_with_both_fingerprints(model, corpu
         load_exit_head(tmp_path / "exit2", target, "000000000000")
     with pytest.raises(EesdError, match="no trained head here"):
         load_exit_head(tmp_path / "none", target, "x")
+    for name in ("head.safetensors", "card.json"):
+        whole = (tmp_path / "exit2" / name).read_bytes()
+        (tmp_path / "exit2" / name).write_bytes(whole[:20])
+        with pytest.raises(EesdError, match=r"a damaged head .* train it again"):
+            load_exit_head(tmp_path / "exit2", target, fingerprint(model))
+        (tmp_path / "exit2" / name).write_bytes(whole)
 
 
 def test_a_corpus_of_another_model_is_refused(corpus, tmp_path):

@@ -106,6 +106,9 @@ def test_a_found_set_is_read_for_its_model_only(tmp_path):
     path = tmp_path / "default.json"
     with pytest.raises(EesdError, match="Search it with"):
         load_skips(path, "x")
+    path.write_text('{"fingerp')
+    with pytest.raises(EesdError, match=r"damaged .* search again"):
+        load_skips(path, "x")
     path.write_text(json.dumps({"fingerprint": fingerprint(model), "attention": [1], "mlp": [0, 2]}))
     with pytest.raises(EesdError, match="Search again for this model"):
         load_skips(path, "x")

@@ -125,6 +125,10 @@ def test_bad_input_is_one_message(tmp_path: Path, costs_file: Path):
         table(make_trace(one), make_trace(one))
     with pytest.raises(EesdError, match="exit after layer 4, but the head exits after layer 9"):
         table(make_trace(one, exit_layer=9))
+    rows = write_costs(tmp_path / "rows.json", draft_rows=500)
+    with pytest.raises(EesdError, match="a head that drafts 500 different tokens, but this one drafts 40"):
+        table(make_trace(one, vocab_rows=40), costs=rows)
+    table(make_trace(one, vocab_rows=500), costs=rows)
     write_trace(make_trace(one, calibration=None), tmp_path / "bare.safetensors")
     settings = {"controllers": [{"name": "cali_ts", "k_max": 4}], "seeds": 1}
     with pytest.raises(EesdError, match=r"Trace of toy, asdiv, exit4: no calibration"):
@@ -134,6 +138,8 @@ def test_bad_input_is_one_message(tmp_path: Path, costs_file: Path):
         table(make_trace(one), costs=write_costs(tmp_path / "few.json", costs=few))
     with pytest.raises(EesdError, match=r"grid\.k of a replayed controller must be a list"):
         expand([{"name": "static", "grid": {"k": 3}}])
+    with pytest.raises(EesdError, match=r"\{'name': 'static'\} twice"):
+        expand([{"name": "static", "grid": {"k": [1, 4]}}, {"name": "static"}])
     save_file({"match": np.zeros(1)}, tmp_path / "part.safetensors")
     with pytest.raises(EesdError, match=r"not a trace \(no confidence"):
         read_trace(tmp_path / "part.safetensors")

@@ -26,15 +26,13 @@ PIECES = {
 
 @FIGURES.register("engine")
 def draw_engine(tables_dir: Path) -> Figure:
-    """For each model: milliseconds of a vanilla token and of an EESD round, and verification against its tokens."""
+    """For each model and machine: milliseconds of a vanilla token and of an EESD round; verification against tokens."""
     table = read_table(tables_dir, "engine")
-    models = list(dict.fromkeys(table["model"]))
-    drawing = Figure(figsize=(style.PAGE_IN, 2.3 * len(models)), layout="constrained")
-    panels = drawing.subplots(len(models), 2, squeeze=False)
-    for model, (left, right) in zip(models, panels, strict=True):
-        own = table[table["model"] == model]
-        facts = own.iloc[0]
-        where = f"{model}, {facts['dtype']}, {facts['device']}, {facts['engine']}"
+    measured = list(table.groupby(["model", "device", "dtype", "engine"], sort=False, dropna=False))
+    drawing = Figure(figsize=(style.PAGE_IN, 2.3 * len(measured)), layout="constrained")
+    panels = drawing.subplots(len(measured), 2, squeeze=False)
+    for ((model, device, dtype, engine), own), (left, right) in zip(measured, panels, strict=True):
+        where = f"{model}, {dtype}, {device}, {engine}"
         _round_panel(left, own[own["context_tokens"] == own["context_tokens"].min()], where)
         _verify_panel(right, own)
     return drawing

@@ -18,7 +18,7 @@ from eesd.files import read_jsonl, write_atomic
 
 PARTS = Path(__file__).parent
 TITLE_LENGTH = 60
-NEEDED = ("model", "task", "item", "method", "prompt", "first", "rounds", "decode_s")
+NEEDED = ("model", "group", "task", "item", "method", "prompt", "first", "rounds", "decode_s")
 
 
 def write_viewer(views: Sequence[Path | str], out: Path | str) -> None:
@@ -30,7 +30,9 @@ def write_viewer(views: Sequence[Path | str], out: Path | str) -> None:
             if missing:
                 raise EesdError(f"{path}:{number}: no '{missing[0]}'. Expected rows of `eesd view`.")
             rows.append(complete(row))
-    rows.sort(key=lambda row: (natural(row["task"]), natural(row["item"]), method_key(row["method"])))
+    rows.sort(
+        key=lambda row: (*(natural(row[key]) for key in ("model", "group", "task", "item")), method_key(row["method"]))
+    )
     write_atomic(out, page(rows))
 
 
@@ -44,6 +46,7 @@ def complete(row: dict) -> dict:
         "label": method_label(row["method"]),
         "color": method_color(row["method"]),
         "task_label": task_label(row["task"]),
+        "run": f"{row['model']}, {row['group']}",
         "title": title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "\u2026",
     }
 

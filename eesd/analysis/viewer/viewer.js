@@ -1,5 +1,5 @@
 "use strict";
-// Rows of the page's data: one for each (task, item, method), as `eesd view` writes them.
+// Rows of the page's data: one for each (model, group, task, item, method), as `eesd view` writes them.
 const rows = JSON.parse(document.getElementById("data").textContent);
 const find = id => document.getElementById(id);
 const unique = values => [...new Set(values)];
@@ -29,8 +29,12 @@ const percent = value => value === null ? "copied" : value >= 0.995 ? "100 %" : 
 const seconds = value => value.toFixed(2) + " s";
 
 function choose() {
-  fill(find("task"), unique(rows.map(row => row.task)), unique(rows.map(row => row.task_label)));
-  const inTask = rows.filter(row => row.task === find("task").value);
+  const runs = unique(rows.map(row => row.run));
+  fill(find("run"), runs, runs);
+  find("run").parentElement.hidden = runs.length === 1;
+  const inRun = rows.filter(row => row.run === find("run").value);
+  fill(find("task"), unique(inRun.map(row => row.task)), unique(inRun.map(row => row.task_label)));
+  const inTask = inRun.filter(row => row.task === find("task").value);
   const items = unique(inTask.map(row => row.item));
   fill(find("item"), items, items.map(item => inTask.find(row => row.item === item).title));
   const inItem = inTask.filter(row => row.item === find("item").value);
@@ -172,7 +176,7 @@ function stepRound(direction) {
   if (next !== undefined) go(next);
 }
 
-for (const id of ["task", "item", "method"]) find(id).addEventListener("change", choose);
+for (const id of ["run", "task", "item", "method"]) find(id).addEventListener("change", choose);
 find("play").addEventListener("click", () => state.playing ? pause() : play());
 find("time").addEventListener("input", () => { pause(); go(Number(find("time").value)); });
 document.addEventListener("keydown", event => {
