@@ -59,8 +59,10 @@ def check_names(config: Config) -> None:
         _check_replay(config, name)
     check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
     _check_priced(config)
-    if config["data_dir"] is not None and not Path(config["data_dir"]).is_dir():
-        raise _mistake("data_dir", f"no folder '{config['data_dir']}' seen from {Path.cwd()}. Correct it, or set null.")
+    # Published figures are drawn without data.
+    data_dir = config["data_dir"] if config["source"] == "run" else None
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise _mistake("data_dir", f"no folder '{data_dir}' seen from {Path.cwd()}. Correct it, or set null.")
 
 
 def _mistake(where: str, message: object) -> EesdError:

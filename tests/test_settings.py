@@ -228,6 +228,10 @@ def test_schema_documents_every_key_and_is_strict():
     walk(load_schema(), "")
 
 
+def test_published_figures_need_no_data(tmp_path: Path):
+    assert load_config([overlay(tmp_path, "data_dir: nowhere\nsource: published")])["data_dir"] == "nowhere"
+
+
 def test_readme_lists_keys_and_controllers(root: Path):
     text = (root / "config" / "README.md").read_text()
     for table in (key_table(), controller_table()):

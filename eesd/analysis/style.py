@@ -94,7 +94,7 @@ METHOD_LABELS = {
     "eesd_paper": "EESD, paper's layer",
     "eesd_cali": "EESD, Cali-TS",
     "eesd_cost": "EESD, Cost-TS",
-    "eesd_lookup": "EESD + lookup",
+    "eesd_lookup": "Draft & Verify + lookup",
     "eesd_cost_lookup": "Cost-TS + lookup",
     "tree_verify_lookup": "tree + lookup",
     "lookup": "prompt lookup",
