@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
+from eesd.control import CONTROLLERS, Controller
 from eesd.words import BASELINE
 
 
@@ -19,9 +21,9 @@ def series(method: Mapping[str, Any], context: str) -> str:
     tree, first = method.get("tree"), method.get("lookup")
     parts = [_rule(method["controller"])]
     if tree:
-        parts.append(
-            " ".join([f"tree of {tree['nodes']}", *(f"{k} {v}" for k, v in tree.items() if v and k != "nodes")])
-        )
+        typical = tree["acceptance"] == "typical"
+        parts.append(f"tree of {tree['nodes']}" + (f" and width {tree['width']}" if tree["width"] else ""))
+        parts += [f"typical acceptance {tree['epsilon']} {tree['delta']}"] if typical else []
     if first:
         parts.append(f"after lookup of {first['min_ngram']} to {first['max_ngram']} by {_rule(first['controller'])}")
     if context != "verified":
@@ -30,9 +32,19 @@ def series(method: Mapping[str, Any], context: str) -> str:
 
 
 def _rule(controller: Mapping[str, Any]) -> str:
-    """Name and settings of a controller, as far as they are given."""
-    given = [f"{key} = {value}" for key, value in controller.items() if key != "name"]
-    return " ".join([controller["name"], *given])
+    """Name of a controller and those of its settings that are not its defaults; lengths and thresholds always."""
+    name = controller["name"]
+    kind = CONTROLLERS[name] if name in CONTROLLERS.names() else Controller  # rows may outlive a controller
+    usual = {part.name: part.default for part in fields(kind)}
+    told = {key: value for key, value in controller.items() if key != "name"}
+    shown = [
+        f"{key} = {told[key]}" for key in told if key in ("k", "tau") or _plain(told[key]) != _plain(usual.get(key))
+    ]
+    return " ".join([name, *shown])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def training(head: Mapping[str, Any]) -> str:

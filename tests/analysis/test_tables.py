@@ -230,9 +230,11 @@ def test_exit_layers_are_compared_where_nothing_else_differs(tables_dir: Path, t
     rows = [make_row("vanilla"), make_row("a", settings=settings)]
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [write_card(tmp_path / "card.json")], tmp_path)
     assert not (tmp_path / "exit_layers.csv").exists(), "one depth compares nothing"
-    rule = {"name": "beta_ts", "k_max": 4}
-    assert series({"controller": rule, "tree": {"nodes": 5, "width": 2}}, "none") != series(
-        {"controller": {**rule, "k_max": 12}, "tree": {"nodes": 5, "width": 2}}, "none"
+    rule = {"name": "beta_ts", "k_max": 12, "prior": [1.0, 1.0], "reset_on": "prompt"}  # as by default
+    assert series({"controller": rule}, "verified") == "beta_ts"
+    tree = {"nodes": 5, "width": 2, "acceptance": "exact", "epsilon": 0.09, "delta": 0.3}
+    assert series({"controller": {**rule, "k_max": 4}, "tree": tree}, "none") == (
+        "beta_ts k_max = 4, tree of 5 and width 2, context none"
     )
     rows.append(make_row("b", settings={**settings, "head": "exit8"}))
     path = write_rows(tmp_path / "rows.jsonl", rows)
