@@ -257,7 +257,7 @@ def certify(
     samples: Annotated[int, typer.Option(help="outputs of each drafter and controller")] = 200_000,
     fail: Annotated[bool, typer.Option(help="end with status 1 if a law is rejected")] = True,
 ) -> None:
-    """Test sampled decoding against the exact law of a toy, for every drafter and controller."""
+    """Test sampled decoding against the exact law of a toy, for every drafter of chains and every controller."""
     from eesd.analysis.verdict import check_sampling
     from eesd.certify.sampling import write_certificate
 

@@ -90,8 +90,8 @@ def _rounds(acceptance: pd.DataFrame, speedup: pd.DataFrame, group: str) -> str:
     over = speedup[(speedup["group"] == group) & (speedup["baseline"] == BASELINE)].set_index(["method", "task"])
     tasks = sorted(own["task"].unique(), key=natural)
     lines = [
-        "Tokens per round with the target's own token (acceptance rate of drafted tokens), and speedup of decoding "
-        "alone over vanilla, prefill left out:\n",
+        f"Group {group}: tokens per round with the target's own token (acceptance rate of drafted tokens), and speedup "
+        "of decoding alone over vanilla, prefill left out:\n",
         "| method | " + " | ".join(map(task_label, tasks)) + " |",
         "|---|" + "---|" * len(tasks),
     ]

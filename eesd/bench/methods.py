@@ -7,7 +7,6 @@ generation = method(prompt_ids, seed=0, max_new_tokens=128)
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
@@ -25,8 +24,9 @@ from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical
 from eesd.drafting import DRAFTERS, Drafter
 from eesd.drafting.medusa_tree import accuracies_of, best_nodes, choose_tree
+from eesd.drafting.stored import read_card
 from eesd.errors import EesdError
-from eesd.files import sha256_file
+from eesd.files import settings_hash, sha256_file
 from eesd.models.cache import KVCache
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Transformer
@@ -178,12 +178,13 @@ def head_context(drafter: Drafter) -> str:
     return (drafter.card or {}).get("context", "none")
 
 
-def _decided_by(card: Path) -> dict[str, Any] | None:
-    """What controllers and trees read of a head's card; None without one."""
+def _decided_by(card: Path) -> str | None:
+    """Hash of what controllers and trees read of a head's card; None without one. EesdError for a damaged card."""
     if not card.exists():
         return None
-    found = json.loads(card.read_text())
-    return {name: found.get(name) for name in ("calibration", "accuracies")}
+    found = read_card(card.parent)
+    calibration = found.get("calibration") or {}
+    return settings_hash([calibration.get("x"), calibration.get("y"), found.get("accuracies")])
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "head_path" in settings:
         weights = Path(settings["head_path"]) / "head.safetensors"
         identity["head_sha256"] = sha256_file(weights) if weights.exists() else None
-        identity["head_facts"] = _decided_by(weights.with_name("card.json"))
+        identity["head_decides"] = _decided_by(weights.with_name("card.json"))
     if "skips_path" in settings:
         found = Path(settings["skips_path"])
         identity["skips_sha256"] = sha256_file(found) if found.exists() else None

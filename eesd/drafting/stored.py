@@ -19,6 +19,18 @@ from eesd.errors import EesdError
 from eesd.models.transformer import Transformer
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """The card in a head's folder; EesdError for a damaged one."""
+    try:
+        return json.loads((path / "card.json").read_text())
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> EesdError:
+    return EesdError(f"{path}: a damaged head ({error}). Delete the folder and train it again.")
+
+
 def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Card and weights of a folder, on the target's device.
 
@@ -27,14 +39,14 @@ def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> t
     """
     path = Path(path)
     try:
-        card = json.loads((path / "card.json").read_text())
+        card = read_card(path)
         tensors = load_file(path / "head.safetensors", device=str(target.device))
     except FileNotFoundError as error:
         raise EesdError(
             f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
         ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise EesdError(f"{path}: a damaged head ({error}). Delete the folder and train it again.") from error
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
     if card["kind"] != kind:
         raise EesdError(
             f"{path}: this head is of kind {card['kind']}, but the drafter reads heads of kind {kind}. Give the method "

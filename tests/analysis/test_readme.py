@@ -40,7 +40,14 @@ def test_what_stands_around_the_marks_stays(published: Path, tmp_path: Path) -> 
 
 def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: Path) -> None:
     block = results_block(published)
-    for words in ("Toy CPU", "against vanilla", "against hf_generate", "Tokens per round", "top-1", "7 identical"):
+    for words in (
+        "Toy CPU",
+        "against vanilla",
+        "against hf_generate",
+        "Group main: tokens per round",
+        "top-1",
+        "7 identical",
+    ):
         assert words in block
     assert re.search(r"Prompts: .*toy", block)
     assert re.search(r"\| EESD, Beta-TS \| \d\.\d\d \(0\.\d\d\), \d\.\d\d \|", block)

@@ -39,16 +39,17 @@ def test_controllers_get_calibration_and_costs_or_say_what_is_missing(tmp_path: 
 
 def test_rows_depend_on_what_controllers_read_of_a_card(tmp_path: Path):
     settings, found = {"head_path": str(tmp_path)}, []
-    for card in (
-        {"calibration": {"x": [0.0], "y": [0.1]}},
-        {"calibration": {"x": [0.0], "y": [0.2]}},
-        {"note": "none"},
-    ):
-        (tmp_path / "card.json").write_text(json.dumps({**card, "train_seconds": len(found)}))
-        found.append(method_identity(settings))
-    assert found[0] != found[1] != found[2]
-    (tmp_path / "card.json").write_text(json.dumps({"train_seconds": 9}))
-    assert method_identity(settings) == found[2], "what nobody decides by changes nothing"
+    first = {"calibration": {"x": [0.0], "y": [0.1], "ece": 0.01}, "accuracies": [[0.5]]}
+    for change in ({}, {"calibration": {"x": [0.0], "y": [0.2]}}, {"accuracies": [[0.6]]}, {"calibration": None}):
+        (tmp_path / "card.json").write_text(json.dumps({**first, **change}))
+        found.append(method_identity(settings)["head_decides"])
+    assert len(set(found)) == 4
+    told = {**first["calibration"], "ece": 0.02}
+    (tmp_path / "card.json").write_text(json.dumps({**first, "calibration": told, "train_seconds": 9}))
+    assert method_identity(settings)["head_decides"] == found[0], "what nobody decides by changes nothing"
+    (tmp_path / "card.json").write_text('{"calib')
+    with pytest.raises(EesdError, match="a damaged head"):
+        method_identity(settings)
 
 
 def test_trees_of_an_exit_head_are_as_configured():

@@ -67,9 +67,11 @@ def test_trees_need_both_heads_and_the_cost_table(snakemake, tmp_path: Path):
 
 
 def test_paper_takes_models_and_data_from_the_hub(snakemake, root: Path):
-    jobs = planned(snakemake("--dry-run", "--configfile", str(root / "config/paper.yaml")).stdout)
-    assert "fetch_wheel" not in jobs
-    assert (jobs["convert_model"], jobs["train_head"]) == (2, 4)
+    paper, both = str(root / "config/paper.yaml"), "run={models: [llama-2-13b-chat, llama-2-70b-chat]}"
+    for more, models in (((), 1), (("--config", both), 2)):
+        jobs = planned(snakemake("--dry-run", "--configfile", paper, *more).stdout)
+        assert "fetch_wheel" not in jobs
+        assert (jobs["convert_model"], jobs["train_head"]) == (models, 2 * models)
 
 
 def test_data_dir_replaces_wheels(snakemake, tmp_path: Path):
