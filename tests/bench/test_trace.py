@@ -78,44 +78,44 @@ def test_a_trace_replays_what_a_configured_method_does(folder: Path, tmp_path: P
         assert [[(r.drafted, r.accepted, r.stop) for r in rounds] for rounds in live] == found
 
 
-def test_an_interrupted_recording_goes_on(folder: Path, tmp_path: Path, monkeypatch):
-    out, made = tmp_path / "trace.safetensors", []
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path, monkeypatch) -> tuple[Path, list]:
+    """The trace of a recording that was interrupted at its third item, and a list of what is recorded from then on."""
+    out, made, later = tmp_path / "trace.safetensors", [], []
     original = recording.traced_item
 
-    def counted(*arguments):
+    def two(*arguments):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(recording, "traced_item", counted)
+    def counted(*arguments):
+        later.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(recording, "traced_item", two)
     with pytest.raises(KeyboardInterrupt):
         record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
     assert not out.exists()
-    made.clear()
-    record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
-    assert len(made) == 1
-    assert len(read_trace(out).items) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.safetensors"]
-
-
-def test_parts_of_another_limit_are_recorded_again(folder: Path, tmp_path: Path, monkeypatch):
-    out, made = tmp_path / "trace.safetensors", []
-    original = recording.traced_item
-
-    def counted(*arguments):
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(arguments)
-        return original(*arguments)
-
     monkeypatch.setattr(recording, "traced_item", counted)
-    with pytest.raises(KeyboardInterrupt):
-        record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
-    monkeypatch.setattr(recording, "traced_item", original)
+    return out, later
+
+
+def test_an_interrupted_recording_goes_on(folder: Path, interrupted):
+    out, later = interrupted
+    record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
+    assert len(later) == 1
+    assert len(read_trace(out).items) == 3
+    assert [path.name for path in out.parent.iterdir()] == ["trace.safetensors"]
+
+
+def test_parts_of_another_limit_are_recorded_again(folder: Path, interrupted, tmp_path: Path):
+    out, later = interrupted
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     longer = [{**row, "settings": {"max_new_tokens": LIMIT + 1}} for row in rows]
     record_trace(folder / "tiny", write(tmp_path / "rows.jsonl", longer), settings(folder), out)
+    assert len(later) == 3
     assert [item.max_new_tokens for item in read_trace(out).items] == [LIMIT + 1] * 3
 
 
