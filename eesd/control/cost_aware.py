@@ -72,7 +72,7 @@ class CostTS(CaliTS):
 
     def worth(self, drafted: int, so_far: float) -> bool:
         """Whether one token more than `drafted` pays, the ones before being accepted with probability `so_far`."""
-        after = self.part(self.round_cs[-1]) if drafted else self.bins
+        after = self.round_bins[-1] if drafted else self.bins
         rate = (SHRUNK / 2 + self.hits) / (SHRUNK + self.hits + self.misses)
         theta = self.random.betavariate(
             self.kappa * rate + self.next_hits[after], self.kappa * (1 - rate) + self.next_misses[after]
@@ -97,7 +97,7 @@ class CostTS(CaliTS):
         judged = self.round_cs[: accepted + 1]
         self.promised += sum(judged)
         self.kept += min(accepted, len(judged))
-        before = [self.bins, *map(self.part, self.round_cs)]
+        before = [self.bins, *self.round_bins]
         for after in before[:accepted]:
             self.next_hits[after] += 1
         if accepted < drafted:

@@ -89,23 +89,21 @@ class CaliTS(Learner):
         """Nothing observed."""
         self.accepted_seen, self.rejected_seen = [0] * self.bins, [0] * self.bins
         self.round_cs: list[float] = []
+        self.round_bins: list[int] = []
 
     def keep_drafting(self, signal: Signal) -> bool:
         """As Beta-TS, with the posterior of the token just drafted."""
         return self.random.random() < self.draw(signal)
 
     def draw(self, signal: Signal) -> float:
-        """theta of the token just drafted, whose c is noted for `update`."""
+        """theta of the token just drafted, whose c and bin are noted for `update`."""
         c = min(max(self.calibration(signal.confidence), SURE), 1 - SURE)
+        part, prior = min(int(c * self.bins), self.bins - 1), self.prior(c)
         self.round_cs.append(c)
-        part, prior = self.part(c), self.prior(c)
+        self.round_bins.append(part)
         return self.random.betavariate(
             self.kappa * prior + self.accepted_seen[part], self.kappa * (1 - prior) + self.rejected_seen[part]
         )
-
-    def part(self, c: float) -> int:
-        """The bin of a token of calibrated probability c."""
-        return min(int(c * self.bins), self.bins - 1)
 
     def prior(self, c: float) -> float:
         """Mean of the prior of theta at calibrated probability c."""
@@ -113,8 +111,8 @@ class CaliTS(Learner):
 
     def update(self, drafted: int, accepted: int, stop: str = "controller") -> None:
         """Count the accepted tokens and the first rejected one; a token at the cap was shown to nobody."""
-        for c in self.round_cs[:accepted]:
-            self.accepted_seen[self.part(c)] += 1
-        if accepted < len(self.round_cs):
-            self.rejected_seen[self.part(self.round_cs[accepted])] += 1
-        self.round_cs = []
+        for part in self.round_bins[:accepted]:
+            self.accepted_seen[part] += 1
+        if accepted < len(self.round_bins):
+            self.rejected_seen[self.round_bins[accepted]] += 1
+        self.round_cs, self.round_bins = [], []

@@ -162,7 +162,7 @@ def test_cost_ts_weighs_tokens_against_modelled_seconds():
     # The first token of a draft was right, the one after a token of the upper bin wrong.
     assert (controller.next_hits, controller.next_misses) == ([0, 0, 1], [0, 1, 0])
     controller.next_hits = controller.next_misses = [10**9] * 3  # theta = 1/2
-    controller.round_cs = [0.9]
+    controller.round_bins = [1]
     # A token more costs 2.5 s, worth 0.3 tokens at 0.12 tokens a second: it needs S > 0.6.
     assert [controller.worth(1, s) for s in (0.59, 0.61)] == [False, True]
     # The first one costs 2 + 1 + 9.5 - 10 s.
