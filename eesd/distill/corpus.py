@@ -123,6 +123,8 @@ def plan_shards(settings: Mapping[str, Any], tokenizer: Any) -> list[Shard]:
         of_split = []
         for task in settings["tasks"]:
             wanted = settings[f"{split}_answers"]
+            if split == "train":
+                wanted = settings["train_answers_by_task"].get(task, wanted)
             given = split == "train" and settings["text"] == "reference"
             chosen = _prompts(task, split, wanted, settings, tokenizer)
             again = split == "train" and not given

@@ -13,7 +13,7 @@ from eesd.analysis.cards import head_records
 from eesd.distill import corpus as corpus_module
 from eesd.distill import train as train_module
 from eesd.distill.batches import epoch_batches, make_batch
-from eesd.distill.corpus import generate_corpus, read_corpus
+from eesd.distill.corpus import generate_corpus, plan_shards, read_corpus
 from eesd.distill.evaluate import candidate_accuracies, evaluate
 from eesd.distill.heads import make_student
 from eesd.distill.record import Trace
@@ -108,6 +108,16 @@ def test_a_task_with_few_prompts_answers_them_again(model, settings, tmp_path):
     generate_corpus(model, {**asked, "tokens": 30}, tmp_path / "some")
     written = json.loads((tmp_path / "some" / "corpus.json").read_text())["generated_tokens"]["train"]["asdiv"]
     assert 30 <= written <= 30 + 6 * 4
+
+
+def test_a_task_may_have_a_number_of_answers_of_its_own(model, settings, tmp_path):
+    rows = [json.dumps({"passage": f"Apples -- Tom buys {i} apples."}) for i in range(400)]
+    (tmp_path / "boolq.jsonl").write_text("\n".join(rows))
+    asked = {**settings, "tasks": ["passages"], "train_answers_by_task": {"passages": 5}, "data_dir": str(tmp_path)}
+    sizes = Counter()
+    for shard in plan_shards(asked, load_tokenizer(model)):
+        sizes[shard.split] += len(shard.prompts)
+    assert sizes == {"train": 5, "calibration": 4, "evaluation": 4}
 
 
 def test_reference_answers_without_states_take_no_time(model, settings, tmp_path):

