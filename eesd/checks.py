@@ -284,10 +284,23 @@ def predicted_heads(config: Config, replay: str) -> list[str]:
     followed = config["replays"][replay]
     if followed["group"] not in config["run"]["groups"]:
         return []
-    methods = [config["methods"][method] for method in config["groups"][followed["group"]]["methods"]]
-    return [
-        m["head"] for m in methods if m["drafter"] == "exit_head" and not m["tree"] and m["head"] in followed["heads"]
-    ]
+    return [head for head in chained_heads(config, followed["group"]) if head in followed["heads"]]
+
+
+def chained_heads(config: Config, group: str) -> list[str]:
+    """Heads that methods of a group draft chains with, of a length that a trace holds, by rules that forget."""
+    methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
+    chains = [m for m in methods if m["drafter"] == "exit_head" and not m["tree"]]
+    return list(dict.fromkeys(m["head"] for m in chains if all(_retraceable(config, rule) for rule in _rules(m))))
+
+
+def _rules(method: Config) -> list[Config]:
+    """Controllers of a method's drafts, and of its copies."""
+    return [part["controller"] for part in (method, method["lookup"]) if part and part["controller"]]
+
+
+def _retraceable(config: Config, rule: Config) -> bool:
+    return rule.get("reset_on") != "never" and make_controller(rule).k_max <= config["trace"]["k_max"]
 
 
 def published_costs(name: str) -> Path | None:
@@ -360,4 +373,6 @@ def _check_replay(config: Config, name: str) -> None:
     except (EesdError, TypeError) as error:
         raise _mistake(f"{where}.controllers", error) from error
     if longest > most:
-        raise _mistake(where, f"a controller drafts up to {longest} tokens, but trace.k_max is {most}.")
+        raise _mistake(
+            where, f"a controller drafts up to {longest} tokens, but trace.k_max is {most}: lower its k_max."
+        )

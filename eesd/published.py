@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from eesd.checks import PUBLISHED
@@ -23,10 +24,18 @@ def published_heads(model: str) -> list[str]:
     return sorted(card.parent.name for card in PUBLISHED_HEADS.glob(f"{model}/*/card.json"))
 
 
+def published_card(folder: Path) -> dict[str, Any]:
+    """The card of a published head; EesdError for a damaged one."""
+    try:
+        return json.loads((folder / "card.json").read_text())
+    except json.JSONDecodeError as error:
+        raise EesdError(f"{folder / 'card.json'}: damaged ({error}). Fetch the file again.") from error
+
+
 def head_settings(config: Mapping[str, Any], model: str, head: str) -> Mapping[str, Any]:
     """What `head` was, or will be, trained with: a published head that is taken over has its own settings."""
     if config["run"]["heads"] == "published" and head in published_heads(model):
-        return json.loads((PUBLISHED_HEADS / model / head / "card.json").read_text())["settings"]
+        return published_card(PUBLISHED_HEADS / model / head)["settings"]
     return config["heads"][head]
 
 

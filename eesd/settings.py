@@ -21,6 +21,7 @@ from eesd.analysis.exits import series, training
 from eesd.checks import (
     DRAFTER_KINDS,
     MEASURED,
+    chained_heads,
     check_known,
     check_names,
     controller_settings,
@@ -315,11 +316,18 @@ def predicted_groups(config: Config) -> list[str]:
 
 
 def prediction_traces(config: Config, model: str, group: str) -> list[str]:
-    """Traces of a group by the heads of the replays that follow it; without any, by all exit heads of its methods."""
+    """Traces of a group by the heads that its chains are drafted with and the cost table is measured for: those of the
+    replays that follow it; without any, of all its tasks."""
+    size = (config["hardware"]["exit_layer"], config["hardware"]["draft_rows"])
+    heads = [
+        head
+        for head in chained_heads(config, group)
+        if (config["heads"][head]["exit_layer"], config["heads"][head]["vocab_rows"]) == size
+    ]
     followed = [replay for replay in config["run"]["replays"] if config["replays"][replay]["group"] == group]
     if followed:
-        return list(dict.fromkeys(path for replay in followed for path in replay_traces(config, model, replay)))
-    heads = [head for head in used_heads(config, [group]) if config["heads"][head]["kind"] == "exit_layer"]
+        paths = dict.fromkeys(path for replay in followed for path in replay_traces(config, model, replay))
+        return [path for path in paths if Path(path).stem in heads]
     tasks = config["groups"][group]["tasks"]
     return [f"results/traces/{model}/{task}/{group}/{head}.safetensors" for head in heads for task in tasks]
 

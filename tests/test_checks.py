@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eesd.errors import EesdError
-from eesd.settings import load_config
+from eesd.settings import load_config, predicted_groups, prediction_traces
 from tests.test_settings import mistake, overlay
 
 
@@ -67,3 +67,21 @@ def test_views_follow_greedy_decodes(tmp_path: Path):
 )
 def test_heads_go_on_from_heads_of_their_shape(tmp_path: Path, text: str, message: str):
     assert message in mistake(tmp_path, text)
+
+
+def test_only_chains_that_a_trace_can_follow_and_the_table_can_price_are_predicted(tmp_path: Path):
+    text = """
+methods: {long: {drafter: exit_head, head: deep1, controller: {name: confidence}}}
+groups: {one: {methods: [vanilla, long]}}
+run: {groups: [one], replays: [regret], views: []}
+replays: {regret: {group: one}}"""
+    assert predicted_groups(load_config([overlay(tmp_path, text)])) == []
+    assert predicted_groups(load_config([overlay(tmp_path, text.replace("confidence}", "confidence, k_max: 9}"))])) == [
+        "one"
+    ]
+    # A replay of another head, priced by another model's table, says nothing of what this machine will take.
+    text = "replays: {regret: {heads: [deep4, deep1], costs: [nvidia-h200/llama-2-70b]}}"
+    config = load_config([overlay(tmp_path, text)])
+    assert {Path(path).stem for path in prediction_traces(config, "smollm2-135m", "main")} == {"deep1"}
+    config["run"]["replays"] = []
+    assert {Path(path).stem for path in prediction_traces(config, "smollm2-135m", "main")} == {"deep1"}

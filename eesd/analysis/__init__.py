@@ -4,6 +4,6 @@ Everything here reads files and never imports torch, so tables and figures redra
 
     rows.py        read row files, field by field          checks.py   what rows must agree on with each other
     stats.py       paired bootstrap of speedups            tables.py   rows and head cards -> results/tables/*.csv
-    columns.py     what each column of a table means       figures.py  tables -> figures/NAME.{pdf,png,svg}
+    columns.py     what each column of a table means       figures/    tables -> figures/NAME.{pdf,png,svg}
     style.py       the look of every figure                provenance.py  where and when the rows were measured
 """

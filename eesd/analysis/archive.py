@@ -4,15 +4,19 @@
 
 The folder mirrors `results/`: tables, replays, predictions, studies, recorded decodes. Beside them lie the verdict,
 cost tables and figures (SVG). Only the files that are named are copied: others in the same place are of other runs.
+Of the prompts of recorded decodes their beginning is kept: not all texts may be passed on.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from eesd.errors import EesdError
+from eesd.files import read_jsonl, write_atomic
 
 # (where from, where to, which kinds of files); others, such as PDF, are made again from these
 PLACES = (
@@ -20,6 +24,8 @@ PLACES = (
     ("resources", "", (".json",)),
     ("figures", "figures", (".svg",)),
 )
+VIEWS = Path("results/views")
+EXCERPT = 200  # characters of a prompt
 SIGNS = ("tables/speedup.csv", "studies/*/*/heads.csv")  # a folder of published results has one of them
 
 
@@ -49,7 +55,15 @@ def archive(out: Path | str, files: Iterable[Path | str]) -> list[Path]:
     for file, copy in copies.items():
         to = new / copy.relative_to(out)
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, to)
+        if file.is_relative_to(VIEWS):
+            write_atomic(to, "".join(json.dumps(_excerpt(row), ensure_ascii=False) + "\n" for row in read_jsonl(file)))
+        else:
+            shutil.copyfile(file, to)
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
     return list(copies.values())
+
+
+def _excerpt(view: dict[str, Any]) -> dict[str, Any]:
+    prompt = view["prompt"]
+    return {**view, "prompt": prompt if len(prompt) <= EXCERPT else prompt[:EXCERPT] + " \u2026"}

@@ -8,6 +8,14 @@ An empty cell is a value that does not exist (no interval of one item, no drafti
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eesd.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 _WHO = {
     "model": "name of the target model in the configuration",
     "task": "name of the task",
@@ -291,3 +299,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "settings": "settings of every method, as JSON",
     },
 }
+
+
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """CSV with 6 significant digits and empty cells for missing values."""
+    write_atomic(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.order import method_key, natural, sort_frame
 from eesd.analysis.rows import Row, read_rows
-from eesd.analysis.tables import write_csv
 from eesd.errors import EesdError
 
 VERSIONS = ("python", "torch", "transformers", "eesd")

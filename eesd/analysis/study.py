@@ -16,8 +16,7 @@ from typing import Any
 import pandas as pd
 
 from eesd.analysis.cards import head_records
-from eesd.analysis.columns import COLUMNS
-from eesd.analysis.tables import write_csv
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.errors import EesdError
 
 

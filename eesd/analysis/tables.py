@@ -33,7 +33,7 @@ import pandas as pd
 
 from eesd.analysis import rows as row_files
 from eesd.analysis.cards import calibration_records, head_records, read_cards
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.comparisons import comparison_records, ranking_records
 from eesd.analysis.disturbed import is_disturbed
 from eesd.analysis.exits import exit_records
@@ -96,11 +96,6 @@ def build_tables(rows: list[Row], card_paths: Iterable[Path | str] = ()) -> dict
         "calibration": calibration_records(card_paths),
     }
     return {name: _table(name, found) for name, found in records.items()}
-
-
-def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """CSV with 6 significant digits and empty cells for missing values."""
-    write_atomic(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def row_frame(rows: list[Row]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ A speedup is a ratio inside a unit, so drifts of the machine's speed cancel. War
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from eesd.files import settings_hash, source_hash
 from eesd.models.engine import Engine, attach_engine
 from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target, load_tokenizer
-from eesd.models.special import eos_ids, fingerprint
+from eesd.models.special import eos_ids, revision
 from eesd.models.transformer import Transformer
 from eesd.ngrams import LOOKED_UP
 from eesd.progress import progress
@@ -65,7 +65,10 @@ class Bench:
             check_exact(self.engine)
         self.tokenizer = load_tokenizer(model_dir)
         self.sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
-        self.prompts = self._select_prompts()
+        items = self.task.items("evaluation", DataSource.of(settings))
+        # What scores rest on, beside the text: rows against other references are not mixed.
+        self.references = settings_hash([[item.id, item.reference, item.extra, item.dataset] for item in items])
+        self.prompts = self._select_prompts(items)
         self._check_lengths()
         eos = eos_ids(model_dir, self.tokenizer)
         self.judge = Judge(self.target, model_dir, eos, self.exact)
@@ -82,7 +85,8 @@ class Bench:
     def hashes(self, model_dir: Path) -> dict[str, str]:
         """What rows of each method must agree on to be mixed: settings, and all that they were measured with."""
         surroundings = {
-            "model": fingerprint(model_dir),
+            "model": revision(model_dir),
+            "references": self.references,
             "dtype": str(self.target.dtype),
             "device": facts.device_name(str(self.target.device)),
             "engine": self.engine.name,
@@ -109,11 +113,10 @@ class Bench:
         exact = {"exact": True} if self.exact else {}
         return {**method_identity(method), **shared, **exact, "threads": torch.get_num_threads()}
 
-    def _select_prompts(self) -> list[Prompt]:
+    def _select_prompts(self, items: Sequence[Item]) -> list[Prompt]:
         """The first evaluation items whose prompt fits `max_prompt_tokens`; longer ones are left out, never cut."""
-        source = DataSource.of(self.settings)
         prompts = []
-        for item in self.task.items("evaluation", source):
+        for item in items:
             tokens = encode_prompt(self.tokenizer, item.prompt)
             if len(tokens) <= self.settings["max_prompt_tokens"]:
                 prompts.append(Prompt(item, tokens))
@@ -204,7 +207,7 @@ class Bench:
             "seconds": {part: _rounded(output.seconds.get(part)) for part in (*PARTS, "total")},
             "crowding": round(crowding, 4),
             "exact": self.exact,
-            "lossy": is_lossy(self.settings["methods"][name]),
+            "lossy": is_lossy(self.settings["methods"][name]) and not self.sampling.greedy,
             "scores": self.task.score(text, prompt.item),
             "comparison": comparison.as_row(),
             "versions": facts.versions(),

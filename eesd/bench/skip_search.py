@@ -30,7 +30,7 @@ from eesd.models.cache import KVCache
 from eesd.models.engine import attach_engine
 from eesd.models.kernels.layout import BLOCK_ROWS
 from eesd.models.loading import load_target, load_tokenizer
-from eesd.models.special import eos_ids, fingerprint
+from eesd.models.special import eos_ids, fingerprint, revision
 from eesd.models.transformer import LayerCaches, Transformer, run_layers
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
@@ -175,7 +175,7 @@ def search_skips(model_dir: Path, costs: Path, settings: Mapping[str, Any], out:
     decide, check = _record(target, model_dir, settings)
     search = Search(target, decide, prices, settings["k_max"])
     texts = [[[one.prompt_tokens, one.answer] for one in answers] for answers in (decide, check)]
-    stamp = settings_hash([fingerprint(model_dir), dict(settings), sha256_file(costs), source_hash(), texts])
+    stamp = settings_hash([revision(model_dir), dict(settings), sha256_file(costs), source_hash(), texts])
     study = _study(out, stamp, settings["seed"], search)
     with progress(f"skips {out.stem}", settings["trials"], "trial", initial=_done(study)) as bar:
         while _done(study) < settings["trials"]:

@@ -2,7 +2,7 @@
 
     python -m eesd trace --model resources/models/smollm2-135m --rows results/bench/smollm2-135m/asdiv/main.jsonl \
         --settings '{"drafter": "exit_head", "head_path": ..., "k_max": 15, ...}' \
-        --out results/traces/smollm2-135m/asdiv/main/deep4.safetensors
+        --out results/traces/smollm2-135m/asdiv/main/deep1.safetensors
 
 Chains go through the `Chain` of live decoding, so tokens and signals are those that a controller meets there. Finished
 items lie in `<out>.work/` until the last one: an interrupted run goes on.
@@ -29,7 +29,7 @@ from eesd.errors import EesdError
 from eesd.files import read_jsonl, settings_hash, source_hash
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target
-from eesd.models.special import fingerprint
+from eesd.models.special import fingerprint, revision
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.replay.trace import Chains, Trace, TracedItem, TraceFacts, matching, read_trace, write_trace
@@ -97,7 +97,7 @@ def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: 
     with progress(f"trace {settings['task']}", len(outputs), "item") as bar:
         for row in outputs:
             part = work / f"{settings_hash(_followed(row))}.safetensors"
-            found = read_trace(part) if part.exists() else None
+            found = _recorded(part)
             if found is None or found.facts != facts:
                 found = Trace(facts, (traced_item(target, drafter, row, settings["k_max"]),))
                 write_trace(found, part)
@@ -105,6 +105,14 @@ def record_trace(model_dir: Path, rows: Path, settings: Mapping[str, Any], out: 
             bar.update()
     write_trace(Trace(facts, tuple(parts)), out)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _recorded(part: Path) -> Trace | None:
+    """The trace of one output that an interrupted recording left, unless it is damaged or of an older format."""
+    try:
+        return read_trace(part) if part.exists() else None
+    except EesdError:
+        return None
 
 
 def _followed(row: Mapping[str, Any]) -> list[Any]:
@@ -140,7 +148,7 @@ def trace_facts(
         exit_layer=drafter.exit_layer,
         dtype=row["dtype"],
         k_max=settings["k_max"],
-        settings_hash=settings_hash({**identity, "model": weights, "dtype": row["dtype"]}),
+        settings_hash=settings_hash({**identity, "model": revision(model_dir), "dtype": row["dtype"]}),
         calibration=drafter.card.get("calibration") if drafter.card else None,
         context=head_context(drafter),
         vocab_rows=drafter.card.get("vocab_rows") if drafter.card else None,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from eesd.analysis.tables import write_csv
+from eesd.analysis.columns import write_csv
 from eesd.certify.chance import exactly, spread
 from eesd.control import make_controller
 from eesd.decoding.chain import Chain

@@ -60,12 +60,12 @@ def check_outputs(
         vanilla = reference.get(tuple(row["prompt_tokens"]))
         if vanilla is None and against:
             raise EesdError(f"{row['where']}: no row of {against} has its prompt. Leave --against out to decode it.")
-        limit = max_new_tokens or row.get("settings", {}).get("max_new_tokens") or len(row["output_tokens"])
+        limit = max_new_tokens or (row.get("settings") or {}).get("max_new_tokens") or len(row["output_tokens"])
         if vanilla is None:
             vanilla = generate(target, row["prompt_tokens"], max_new_tokens=limit, eos=eos).tokens
         output = _decode_again(row, target, model_dir, eos, limit) if again else row["output_tokens"]
         # As in the run: an exact group promises bits, though not those of another library.
-        judge.exact = bool(row.get("exact")) and "peer" not in row.get("settings", {})
+        judge.exact = bool(row.get("exact")) and "peer" not in (row.get("settings") or {})
         found.append(judge.compare(row["prompt_tokens"], vanilla, output))
     _report(chosen, found, path, model_dir, dtype)
     return found

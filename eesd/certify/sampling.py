@@ -21,9 +21,8 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2, power_divergence
 
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.comparisons import holm
-from eesd.analysis.tables import write_csv
 from eesd.analysis.verdict import sampling_summary
 from eesd.certify.chance import sampled, spread
 from eesd.certify.toy import PROMPT, TOY_DRAFTERS, exact_law, toy_controller, toy_target

@@ -38,7 +38,7 @@ from eesd.errors import EesdError
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
-from eesd.models.special import eos_ids, fingerprint
+from eesd.models.special import eos_ids, fingerprint, revision
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
@@ -195,7 +195,7 @@ def _work_folder(out: Path, model_dir: Path, settings: Mapping[str, Any], shards
     work = out.with_name(out.name + ".work")
     plan = [[shard.name, shard.prompts, shard.answers] for shard in shards]
     unbounded = {**settings, "tokens": None}  # another budget takes up the same work
-    stamp = settings_hash([fingerprint(model_dir), unbounded, plan, source_hash()])
+    stamp = settings_hash([revision(model_dir), unbounded, plan, source_hash()])
     stamp_file = work / "settings_hash"
     if work.exists() and (not stamp_file.exists() or stamp_file.read_text() != stamp):
         shutil.rmtree(work)

@@ -1,6 +1,6 @@
 """Decoder layers of a GPU in seven kernels each, written in Triton, for up to 32 tokens at a time.
 
-A decoding step is the time to read the weights, if nothing else comes between. Torch launches about twenty kernels a
+A decoding step is the time to read the weights, if nothing else comes between. Torch launches about eighteen kernels a
 layer; here rotation, cache writes, gating and residual sums are done by the products that they concern:
 
     norm | q/k/v product, rotation, cache write | attention | output product, sum | norm | gate and up | down, sum

@@ -4,7 +4,7 @@
     engine.name                           # "cuda-graphs+triton-3.7.1" or "cuda-graphs": goes into every row
     EESD_ENGINE=graphs eesd generate ...  # graphs of torch's kernels; on a CPU, re-executed where a GPU would replay
 
-Launching the twenty kernels of a layer one by one takes a processor longer than a GPU takes to run them. A graph is
+Launching the eighteen kernels of a layer one by one takes a processor longer than a GPU takes to run them. A graph is
 captured once for (layers, tokens, live part of the cache rounded up, cache) and replayed by one call. Nothing in it
 depends on a number that the host knows: the slot is read on the device, from a buffer that is filled without waiting,
 and angles and mask follow from it; of trees, slots, positions and mask are buffers. Inside run the kernels of `fused`

@@ -1,4 +1,4 @@
-"""Facts about a model folder that are not weights: its end-of-sequence tokens and its fingerprint."""
+"""Facts about a model folder that are not weights: its end-of-sequence tokens, its fingerprint, its revision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from safetensors import safe_open
 
 from eesd.files import settings_hash
 
+CONFIGURATION = ("generation_config.json", "config.json")
+
 
 def eos_ids(model_dir: Path | str, tokenizer: Any) -> frozenset[int]:
     """All tokens that end a generation: those of generation_config.json, config.json and the tokenizer."""
     ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
+    for name in CONFIGURATION:
         path = Path(model_dir) / name
         found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
         ids |= set(found if isinstance(found, list) else [] if found is None else [found])
@@ -33,3 +35,9 @@ def fingerprint(model_dir: Path | str) -> str:
                 piece = tensors.get_slice(name)
                 facts.append([name, piece.get_shape(), piece[:1].flatten()[:16].float().tolist()])
     return settings_hash(facts)
+
+
+def revision(model_dir: Path | str) -> str:
+    """What unfinished work is stamped with: the fingerprint, and the configuration, which decides what weights mean."""
+    paths = [Path(model_dir) / name for name in CONFIGURATION]
+    return settings_hash([fingerprint(model_dir), *(json.loads(path.read_text()) for path in paths if path.exists())])

@@ -53,24 +53,16 @@ class Clock:
                 "copied drafts need. Measure again with `eesd hardware`."
             )
 
-    def vanilla(self) -> float:
-        """Seconds of all outputs token by token; the prefill is left out everywhere."""
-        return float(sum(self.vanilla_items()))
-
     def vanilla_items(self) -> list[float]:
-        """The same by item."""
+        """Seconds of every output token by token; the prefill is left out everywhere."""
         return [self.vanilla_item(item) for item in self.trace.items]
 
     def vanilla_item(self, item: TracedItem) -> float:
         """The same of one item."""
         return float(self.plain[_contexts(item)].sum())
 
-    def time(self, rounds: Sequence[Rounds], controller: Controller | None = None) -> float:
-        """Seconds of a replay of the trace; the controller's signals and decisions count, if one is given."""
-        return float(sum(self.items(rounds, controller)))
-
     def items(self, rounds: Sequence[Rounds], controller: Controller | None = None) -> list[float]:
-        """The same by item."""
+        """Seconds of a replay of every item; the controller's signals and decisions count, if one is given."""
         pairs = zip(self.trace.items, rounds, strict=True)
         return [self.item(item, made, controller) for item, made in pairs]
 

@@ -1,6 +1,6 @@
 """strips.csv: how draft lengths follow what can be drafted, along one answer of each trace.
 
-    python -m eesd strips results/traces/smollm2-135m/asdiv/main/deep4.safetensors \
+    python -m eesd strips results/traces/smollm2-135m/asdiv/main/deep1.safetensors \
         --costs resources/hardware/smollm2-135m.json --out results/replay/smollm2-135m/strips/strips.csv \
         --settings '{"controllers": [{"name": "static", "k": 4}, {"name": "beta_ts"}], "seeds": 1}'
 
@@ -15,8 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from eesd.analysis.columns import COLUMNS
-from eesd.analysis.tables import write_csv
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.control import CostTable, make_controller
 from eesd.control.grid import expand
 from eesd.errors import EesdError

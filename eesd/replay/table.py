@@ -1,6 +1,6 @@
 """replay.csv: every controller setting on every trace, timed with every cost table, beside the oracle.
 
-    python -m eesd replay results/traces/smollm2-135m/asdiv/main/deep4.safetensors \
+    python -m eesd replay results/traces/smollm2-135m/asdiv/main/deep1.safetensors \
         --costs resources/hardware/smollm2-135m.json --out results/replay/smollm2-135m/regret/replay.csv \
         --settings '{"controllers": [{"name": "static", "grid": {"k": [1, 2, 4, 8]}}, {"name": "beta_ts"}], "seeds": 3}'
 
@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.stats import Speedup, paired_speedup
-from eesd.analysis.tables import write_csv
 from eesd.control import CostTable, make_controller, read_costs
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError

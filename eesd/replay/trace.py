@@ -1,6 +1,6 @@
 """Trace files: at every position of greedy outputs, the chain that would be drafted, its signals and its match length.
 
-    trace = read_trace("results/traces/smollm2-135m/asdiv/main/deep4.safetensors")
+    trace = read_trace("results/traces/smollm2-135m/asdiv/main/deep1.safetensors")
     trace.items[0].match[5]      # of the chain drafted after output token 5, this many tokens are right
 
 One safetensors file for each (model, task, group, drafter): arrays of all items end to end, facts in its metadata.
@@ -156,7 +156,10 @@ def read_trace(path: Path | str) -> Trace:
         raise EesdError(f"{path}: not a trace (no {', '.join(sorted(missing))}). `eesd trace` writes one.")
     if metadata.get("schema") != SCHEMA:
         raise EesdError(f"{path}: trace schema {metadata.get('schema')!r}, expected {SCHEMA!r}. Record it again.")
-    facts = TraceFacts(**json.loads(metadata["facts"]))
+    try:
+        facts = TraceFacts(**json.loads(metadata["facts"]))
+    except TypeError as error:
+        raise EesdError(f"{path}: written by another version ({error}). Record it again.") from error
     items, row, read = [], 0, dict.fromkeys(TEXTS, 0)
     for entry in json.loads(metadata["items"]):
         texts = {}

@@ -23,6 +23,8 @@ from eesd.errors import unknown
 from eesd.registry import Registry
 
 SPLITS = ("train", "calibration", "evaluation")
+# How every task asks for a summary.
+SUMMARIZE = "Article:\n{document}\n\nSummarize this article in one sentence."
 SEED = 0
 
 

@@ -7,9 +7,8 @@ more about news, of which there are few articles to train on, than more answers 
 
 from __future__ import annotations
 
-from eesd.tasks.base import SPLITS, TASKS, DataSource, Item, Task, digest, split_of
+from eesd.tasks.base import SPLITS, SUMMARIZE, TASKS, DataSource, Item, Task, digest, split_of
 from eesd.tasks.sources import DataFile, Embedded, Hub, find_rows
-from eesd.tasks.xsum import PROMPT
 
 TITLE = "BoolQ passages"
 PLACES = (
@@ -33,7 +32,7 @@ class Passages(Task):
         pools: dict[str, list[Item]] = {split: [] for split in SPLITS}
         for row in found.rows:
             passage = row["passage"].split(" -- ", 1)[-1].strip()  # behind the title of its page
-            item = Item(f"passage-{digest(passage)[:16]}", PROMPT.format(document=passage), "", {}, found.dataset)
+            item = Item(f"passage-{digest(passage)[:16]}", SUMMARIZE.format(document=passage), "", {}, found.dataset)
             pools[split_of(passage, SHARES)].append(item)
         return pools
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from eesd.resources import raw_path
-from eesd.tasks.base import TASKS, DataSource, Item, Task, split_of
+from eesd.tasks.base import SUMMARIZE, TASKS, DataSource, Item, Task, split_of
 from eesd.tasks.sources import DataFile, Embedded, Hub, Rows, find_rows, read_rows
 
 HUB = "EdinburghNLP/xsum"
@@ -22,7 +22,6 @@ TRAINING_PLACES = (DataFile(VALIDATION, "xsum_validation"), EMBEDDED, Hub(VALIDA
 EVALUATION_PLACES = (DataFile(TEST, "xsum_test"), EMBEDDED, Hub(TEST, HUB, None, "test"))
 FIELDS = ("id", "document", "summary")
 SHARES = {"train": 0.6, "calibration": 0.1, "evaluation": 0.3}
-PROMPT = "Article:\n{document}\n\nSummarize this article in one sentence."
 
 
 class Xsum(Task):
@@ -54,7 +53,7 @@ def _part(found: Rows, split: str) -> list[Item]:
 
 
 def _item(row: dict[str, Any], found: Rows) -> Item:
-    prompt = PROMPT.format(document=row["document"].strip())
+    prompt = SUMMARIZE.format(document=row["document"].strip())
     return Item(f"xsum-{row['id']}", prompt, row["summary"].strip(), {}, found.dataset)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from eesd import settings
-from eesd.analysis.archive import archive
+from eesd.analysis.archive import EXCERPT, archive
 from eesd.analysis.figures import figure
 from eesd.errors import EesdError
+from eesd.files import read_jsonl
 
 PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURES = sorted(PUBLISHED.glob("*/figures/**/*.svg"))
@@ -35,6 +37,18 @@ def test_the_files_of_a_run_are_copied_and_an_older_one_replaced(tmp_path: Path,
     assert copied == {"tables/speedup.csv", "replay/m/regret/replay.csv", "hardware/m.json", "figures/m/regret.svg"}
     assert copied == {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert (out / "tables/speedup.csv").read_text() == "results/tables/speedup.csv"
+
+
+def test_of_prompts_only_the_beginning_is_published(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table, view = Path("results/tables/speedup.csv"), Path("results/views/m/xsum/main.jsonl")
+    for path, text in ((table, "once"), (view, json.dumps({"prompt": "é" * 300, "item": "x"}) + "\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    archive("published/mine", [table, view])
+    assert read_jsonl("published/mine/views/m/xsum/main.jsonl") == [{"prompt": "é" * EXCERPT + " …", "item": "x"}]
+    views = list(PUBLISHED.glob("*/views/**/*.jsonl"))
+    assert views and all(len(row["prompt"]) <= EXCERPT + 2 for view in views for row in read_jsonl(view))
 
 
 def test_nothing_is_published_of_nothing(tmp_path: Path):

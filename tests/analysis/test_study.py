@@ -11,12 +11,11 @@ import pytest
 
 from eesd.analysis import style
 from eesd.analysis.cards import calibration_records
-from eesd.analysis.columns import COLUMNS
+from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.figures import FIGURES
 from eesd.analysis.figures.distill import read_study
 from eesd.analysis.stats import mean_interval
 from eesd.analysis.study import write_study_table
-from eesd.analysis.tables import write_csv
 from eesd.errors import EesdError
 from tests.analysis.factory import write_card, write_study
 from tests.analysis.test_figures import svg

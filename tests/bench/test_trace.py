@@ -17,6 +17,7 @@ from eesd.errors import EesdError
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target
 from eesd.models.special import fingerprint
+from eesd.replay import trace as trace_files
 from eesd.replay.loop import replay
 from eesd.replay.trace import read_trace
 from tests.toys import tiny_head, write_tiny_model
@@ -117,6 +118,13 @@ def test_parts_of_another_limit_are_recorded_again(folder: Path, interrupted, tm
     record_trace(folder / "tiny", write(tmp_path / "rows.jsonl", longer), settings(folder), out)
     assert len(later) == 3
     assert [item.max_new_tokens for item in read_trace(out).items] == [LIMIT + 1] * 3
+
+
+def test_parts_of_another_version_are_recorded_again(folder: Path, interrupted, monkeypatch):
+    out, later = interrupted
+    monkeypatch.setattr(trace_files, "SCHEMA", "newer")
+    record_trace(folder / "tiny", folder / "rows.jsonl", settings(folder), out)
+    assert len(later) == 3
 
 
 @pytest.mark.parametrize(

@@ -99,20 +99,20 @@ def test_rounds_are_those_of_live_decoding(case, settings):
         assert [(r.drafted, r.accepted, r.stop) for r in made.rounds] == rounds
 
 
+@pytest.mark.parametrize("case", HEADS, indirect=True)
 def test_a_batch_of_positions_drafts_what_one_at_a_time_does(case):
     target, _, drafters, trace = case
-    if hasattr(drafters[0], "head"):
-        for item, prompt, drafter in zip(trace.items, PROMPTS, drafters, strict=True):
+    for item, prompt, drafter in zip(trace.items, PROMPTS, drafters, strict=True):
 
-            class OneByOne(type(drafter)):
-                draft_text = Drafter.draft_text
+        class OneByOne(type(drafter)):
+            draft_text = Drafter.draft_text
 
-            slow = OneByOne(drafter.head, drafter.exit_layer)
-            chains = record_chains(target, slow, prompt, item.output, item.beyond, K)
-            assert (chains.drafted == item.chains.drafted).all()
-            assert (chains.match == item.chains.match).all()
-            for name in ("confidence", "probability", "entropy"):
-                assert getattr(chains, name) == pytest.approx(getattr(item.chains, name), abs=1e-5)
+        slow = OneByOne(drafter.head, drafter.exit_layer)
+        chains = record_chains(target, slow, prompt, item.output, item.beyond, K)
+        assert (chains.drafted == item.chains.drafted).all()
+        assert (chains.match == item.chains.match).all()
+        for name in ("confidence", "probability", "entropy"):
+            assert getattr(chains, name) == pytest.approx(getattr(item.chains, name), abs=1e-5)
 
 
 def test_traces_survive_the_disk(case, tmp_path: Path):

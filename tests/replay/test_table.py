@@ -38,8 +38,8 @@ def test_rounds_and_time_by_hand(costs_file: Path):
     assert rounds == [[(2, 2, "k_max"), (1, 1, "length")], []]
     clock = Clock(trace, read_costs(costs_file), K)
     # Rounds of two and of one token: draft steps, first layers, verification of three and of two.
-    assert clock.time(rounds) == pytest.approx((2 * 0.002 + 0.001 + 0.011) + (0.002 + 0.001 + 0.010))
-    assert clock.vanilla() == pytest.approx(5 * 0.009)
+    assert sum(clock.items(rounds)) == pytest.approx((2 * 0.002 + 0.001 + 0.011) + (0.002 + 0.001 + 0.010))
+    assert sum(clock.vanilla_items()) == pytest.approx(5 * 0.009)
 
 
 def test_the_cost_of_a_round_grows_with_the_context(tmp_path: Path):
@@ -48,7 +48,7 @@ def test_the_cost_of_a_round_grows_with_the_context(tmp_path: Path):
         piece["seconds"] *= piece["context_tokens"]
     table = read_costs(write_costs(tmp_path / "toy.json", costs=pieces))
     trace = make_trace(make_item([0] * 3, prompt_tokens=200))
-    assert Clock(trace, table, K).vanilla() == pytest.approx(0.009 * (200 + 201 + 202))
+    assert sum(Clock(trace, table, K).vanilla_items()) == pytest.approx(0.009 * (200 + 201 + 202))
 
 
 def test_vanilla_decoding_has_a_price_of_its_own(tmp_path: Path):
@@ -57,8 +57,8 @@ def test_vanilla_decoding_has_a_price_of_its_own(tmp_path: Path):
     pieces += [{**pieces[0], "path": "vanilla_round", "context_tokens": at, "seconds": 0.008} for at in (128, 1024)]
     trace = make_trace(make_item([2, 0, 0], room=0))
     clock = Clock(trace, read_costs(write_costs(path, costs=pieces)), K)
-    assert clock.vanilla() == pytest.approx(3 * 0.008)
-    assert clock.time([[(0, 0, "controller")] * 3]) == pytest.approx(3 * 0.009)
+    assert sum(clock.vanilla_items()) == pytest.approx(3 * 0.008)
+    assert sum(clock.items([[(0, 0, "controller")] * 3])) == pytest.approx(3 * 0.009)
 
 
 def best_time(clock: Clock, one: TracedItem, t: int) -> float:
@@ -78,10 +78,10 @@ def test_nothing_beats_the_oracle(costs_file: Path, match: list[int], room: int)
     one = make_item(match, room=room)
     trace = make_trace(one)
     clock = Clock(trace, read_costs(costs_file), K)
-    least = clock.time(oracle(clock, K))
+    least = sum(clock.items(oracle(clock, K)))
     assert least == pytest.approx(best_time(clock, one, 0))
     for k in range(1, K + 1):
-        assert clock.time(replay(make_controller({"name": "static", "k": k}), trace)) >= least - 1e-12
+        assert sum(clock.items(replay(make_controller({"name": "static", "k": k}), trace))) >= least - 1e-12
 
 
 def test_the_table_has_every_setting_and_regrets_nothing_of_the_oracle(tmp_path: Path, costs_file: Path):

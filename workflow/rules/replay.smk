@@ -88,7 +88,7 @@ rule predict_group:
         traces=lambda wildcards: settings.prediction_traces(config, wildcards.model, wildcards.group),
         rows=lambda wildcards: settings.group_rows(config, wildcards.model, wildcards.group),
         costs=lambda wildcards: settings.cost_path(wildcards.model),
-        modules=modules(*REPLAY, *[f"eesd/analysis/{name}.py" for name in ("columns", "rows")]),
+        modules=modules(*REPLAY, *[f"eesd/analysis/{name}.py" for name in ("checks", "columns", "rows")]),
     output:
         report(
             "results/prediction/{model}/{group}/prediction.csv",
@@ -127,7 +127,7 @@ rule draw_prediction:
         tables=lambda wildcards, input: Path(input.table).parent,
         out=lambda wildcards, output: Path(output[0]).with_suffix(""),
     shell:
-        "python -m eesd figure prediction --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
+        "python -m eesd figure prediction --tables {params.tables:q} --out {params.out} 2>&1 | tee {log}"
 
 
 for replay, entry in config["replays"].items():
@@ -156,4 +156,4 @@ for replay, entry in config["replays"].items():
             tables=lambda wildcards, input: Path(input.table).parent,
             out=lambda wildcards, output: Path(output[0]).with_suffix(""),
         shell:
-            "python -m eesd figure {params.figure} --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
+            "python -m eesd figure {params.figure} --tables {params.tables:q} --out {params.out} 2>&1 | tee {log}"

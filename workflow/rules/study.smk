@@ -5,7 +5,7 @@
 rule tabulate_study:
     input:
         cards=lambda wildcards: settings.study_cards(config, wildcards.model, wildcards.study),
-        modules=modules(*[f"eesd/analysis/{name}.py" for name in ("study", "cards", "columns", "tables")]),
+        modules=modules(*[f"eesd/analysis/{name}.py" for name in ("study", "cards", "columns")]),
     output:
         report(
             "results/studies/{model}/{study}/heads.csv",
@@ -43,4 +43,4 @@ rule draw_study:
         tables=lambda wildcards, input: Path(input.table).parent,
         out=lambda wildcards, output: Path(output[0]).with_suffix(""),
     shell:
-        "python -m eesd figure study --tables {params.tables} --out {params.out} 2>&1 | tee {log}"
+        "python -m eesd figure study --tables {params.tables:q} --out {params.out} 2>&1 | tee {log}"

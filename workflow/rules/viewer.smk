@@ -10,10 +10,11 @@ rule record_view:
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner")],
+            *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner", "cost_file")],
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",
+            *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs")],
             "eesd/models",
         ),
         task_modules=lambda wildcards: task_modules([wildcards.task]),
