@@ -153,6 +153,13 @@ def task_label(name: str) -> str:
     return TASK_LABELS.get(name, name)
 
 
+def judged_on(task: str, positions: Iterable[float]) -> str:
+    """Name of a task with the number of tokens that heads were judged on, or the fewest and the most."""
+    counts = [int(count) for count in positions]
+    ends = sorted({min(counts), max(counts)})
+    return f"{task_label(task)} ({' to '.join(f'{end:,}' for end in ends)} tokens)"
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Our settings on top of matplotlib's defaults, whatever the user's own matplotlibrc says."""

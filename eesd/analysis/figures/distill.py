@@ -46,7 +46,7 @@ def draw_by_position(tables_dir: Path) -> Figure:
                 panel.plot(line["position"], line["top1_agreement"], label=label, **_look(order.index(head)))
             panel.set_xlabel("draft position")
             panel.legend(title="mean chain", loc="upper right", fontsize=6.5, title_fontsize=6.5, handlelength=1.2)
-            style.panel_title(panel, f"{style.task_label(task)} ({part['positions'].max():,} tokens)", True)
+            style.panel_title(panel, style.judged_on(task, part["positions"]), True)
         axes[0].set_xticks(range(1, int(own["position"].max()) + 1))
         # Room for the legend: it grows with the heads.
         highest = max(own["top1_agreement"].max(), 0.01) * (1.25 + 0.17 * len(order))

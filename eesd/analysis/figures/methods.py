@@ -163,7 +163,7 @@ def draw_heads(tables_dir: Path) -> Figure:
         for task, panel in zip(band.tasks, axes, strict=True):
             own = part[part["task"] == task].set_index("head")
             _heads_panel(panel, own, heads)
-            style.panel_title(panel, f"{task_label(task)} ({own['positions'].max():,} tokens)", bool(band.title))
+            style.panel_title(panel, style.judged_on(task, own["positions"]), bool(band.title))
         axes[0].set_xlim(0, 1.12)  # a label beside a bar near 1
         axes[0].set_xticks([0, 0.5, 1.0], ["0", "0.5", "1"])
     style.key(drawing, panels, (TOP1, EXPECTED))
