@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
+from eesd.files import read_json
 from eesd.words import BASELINE, INITS, VOCABULARY_OF_PROMPTS, kept, origin_of
 
 Config = dict[str, Any]
@@ -291,10 +291,10 @@ def chained_heads(config: Config, group: str) -> list[str]:
     """Heads that methods of a group draft chains with, of a length that a trace holds, by rules that forget."""
     methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
     chains = [m for m in methods if m["drafter"] == "exit_head" and not m["tree"]]
-    return list(dict.fromkeys(m["head"] for m in chains if all(_retraceable(config, rule) for rule in _rules(m))))
+    return list(dict.fromkeys(m["head"] for m in chains if all(_retraceable(config, rule) for rule in method_rules(m))))
 
 
-def _rules(method: Config) -> list[Config]:
+def method_rules(method: Config) -> list[Config]:
     """Controllers of a method's drafts, and of its copies."""
     return [part["controller"] for part in (method, method["lookup"]) if part and part["controller"]]
 
@@ -320,7 +320,7 @@ def _check_costs(config: Config, name: str, where: str, heads: Iterable[str]) ->
             known = [str(file.relative_to(PUBLISHED_HARDWARE).with_suffix("")) for file in files]
             raise _mistake(f"{where}.costs", unknown("cost table", name, [MEASURED, *known]))
         return
-    table = json.loads(path.read_text())
+    table = read_json(path, "Fetch the file again.")
     for head in heads if table["model"] in config["run"]["models"] else []:
         found = config["heads"][head]
         for key, measured in (("exit_layer", table["exit_layer"]), ("vocab_rows", table["draft_rows"])):

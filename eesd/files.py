@@ -40,6 +40,14 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def read_json(path: Path | str, remedy: str) -> Any:
+    """What a JSON file holds; EesdError with its path and the remedy where it is damaged, OSError without the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EesdError(f"{path}: damaged ({error}). {remedy}") from error
+
+
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file, gzipped if its name ends in `.gz`.
 

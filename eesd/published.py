@@ -7,16 +7,16 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from eesd.checks import PUBLISHED
 from eesd.errors import EesdError
+from eesd.files import read_json
 from eesd.words import kept, origin_of
 
 PUBLISHED_HEADS = PUBLISHED / "heads"
+REMEDY = "Fetch the file again."
 
 
 def published_heads(model: str) -> list[str]:
@@ -24,18 +24,10 @@ def published_heads(model: str) -> list[str]:
     return sorted(card.parent.name for card in PUBLISHED_HEADS.glob(f"{model}/*/card.json"))
 
 
-def published_card(folder: Path) -> dict[str, Any]:
-    """The card of a published head; EesdError for a damaged one."""
-    try:
-        return json.loads((folder / "card.json").read_text())
-    except json.JSONDecodeError as error:
-        raise EesdError(f"{folder / 'card.json'}: damaged ({error}). Fetch the file again.") from error
-
-
 def head_settings(config: Mapping[str, Any], model: str, head: str) -> Mapping[str, Any]:
     """What `head` was, or will be, trained with: a published head that is taken over has its own settings."""
     if config["run"]["heads"] == "published" and head in published_heads(model):
-        return published_card(PUBLISHED_HEADS / model / head)["settings"]
+        return read_json(PUBLISHED_HEADS / model / head / "card.json", REMEDY)["settings"]
     return config["heads"][head]
 
 

@@ -25,6 +25,7 @@ from eesd.checks import (
     check_known,
     check_names,
     controller_settings,
+    method_rules,
     plain,
     predicted_heads,
     published_costs,
@@ -223,8 +224,7 @@ def task_files(tasks: Iterable[str]) -> list[str]:
 def controller_files(config: Config, group: str) -> list[str]:
     """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
     methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
-    deciding = [part for method in methods for part in (method, method["lookup"] or {}) if part.get("controller")]
-    names = {part["controller"]["name"] for part in deciding}
+    names = {rule["name"] for method in methods for rule in method_rules(method)}
     parts = {part for name in names for part in CONTROLLERS[name].__mro__ if part.__module__.startswith("eesd.")}
     return sorted({inspect.getfile(part) for part in parts})
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eesd.errors import EesdError, unknown
-from eesd.files import atomic_path, read_jsonl, settings_hash, sha256_file, write_atomic
+from eesd.files import atomic_path, read_json, read_jsonl, settings_hash, sha256_file, write_atomic
 from eesd.registry import Registry
 from eesd.words import first_divergence
 
@@ -93,6 +93,14 @@ def test_read_jsonl_names_file_line_and_expectation(tmp_path: Path, content: byt
 def test_read_jsonl_missing_file(tmp_path: Path):
     with pytest.raises(EesdError, match="no such file"):
         read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_a_damaged_json_file_says_what_to_do(tmp_path: Path):
+    path = tmp_path / "card.json"
+    for content in (b'{"a": ', b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(EesdError, match=r"card\.json: damaged .* Fetch it again\."):
+            read_json(path, "Fetch it again.")
 
 
 @given(st.integers(0, 200), st.integers(0, 255))

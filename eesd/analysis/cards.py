@@ -5,13 +5,13 @@ head_records(["results/heads/smollm2-135m/deep4/card.json"])[0]["top1_agreement"
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from eesd.errors import EesdError
+from eesd.files import read_json
 
 FIELDS = ("head", "kind", "exit_layer", "vocab_rows", "init", "loss", "context", "train_tokens", "model")
 # The lists of bins in a card's calibration, and the number that sums each up.
@@ -71,10 +71,7 @@ def read_cards(paths: Iterable[Path | str]) -> Iterator[tuple[Path, dict[str, An
 def _read_card(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EesdError(f"{path}: no such file. Expected the card.json that `eesd train` writes.")
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EesdError(f"{path}: not valid JSON ({error}). Train the head again.") from error
+    card = read_json(path, "Train the head again.")
     missing = [
         field
         for field in (*FIELDS, "settings", "agreement", "calibration")

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from eesd.errors import EesdError
-from eesd.files import atomic_path, sha256_file, write_atomic
+from eesd.files import atomic_path, read_json, sha256_file, write_atomic
 from eesd.models.special import fingerprint
-from eesd.published import published_card
 
 WEIGHTS, CARD, CHECKSUM = "head.safetensors", "card.json", "weights_sha256"
 
@@ -50,7 +49,7 @@ def _read_card(head: Path) -> dict[str, Any]:
     for name in (WEIGHTS, CARD):
         if not (head / name).is_file():
             raise EesdError(f"{head / name}: no such file. A head is a folder with {WEIGHTS} and {CARD}.")
-    return published_card(head)
+    return read_json(head / CARD, "Fetch the head, or train it, again.")
 
 
 def _copy(head: Path, out: Path) -> None:

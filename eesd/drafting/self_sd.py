@@ -9,7 +9,6 @@ in the same cache; verification starts at layer 0 and overwrites these, so no dr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt
 from eesd.errors import EesdError
+from eesd.files import read_json
 from eesd.models.special import fingerprint
 from eesd.models.transformer import Layer, LayerCaches, Transformer, run_layers
 
@@ -42,11 +42,9 @@ class Skips:
 def load_skips(path: Path, model: str) -> Skips:
     """Read what `eesd skips` found; EesdError when it is missing, damaged or of a model of another fingerprint."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, "Delete it and search again.")
     except FileNotFoundError as error:
         raise EesdError(f"{path}: no such file. Search it with `snakemake --cores all {path}`.") from error
-    except json.JSONDecodeError as error:
-        raise EesdError(f"{path}: damaged ({error}). Delete it and search again.") from error
     if found["fingerprint"] != model:
         raise EesdError(
             f"{path}: searched for a model with fingerprint {found['fingerprint']}, but the target's is {model}. "

@@ -6,7 +6,6 @@ fill_head(head, tensors, target, path)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eesd.errors import EesdError
+from eesd.files import read_json
 from eesd.models.transformer import Transformer
+
+REMEDY = "Delete the head's folder and train it again."
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card in a head's folder; EesdError for a damaged one."""
-    try:
-        return json.loads((path / "card.json").read_text())
-    except json.JSONDecodeError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> EesdError:
-    return EesdError(f"{path}: a damaged head ({error}). Delete the folder and train it again.")
+    return read_json(path / "card.json", REMEDY)
 
 
 def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -46,7 +41,7 @@ def read_head(path: Path | str, kind: str, target: Transformer, model: str) -> t
             f"{path}: no trained head here. Train it with `snakemake --cores all {path}/head.safetensors`."
         ) from error
     except SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise EesdError(f"{path}: damaged ({error}). {REMEDY}") from error
     if card["kind"] != kind:
         raise EesdError(
             f"{path}: this head is of kind {card['kind']}, but the drafter reads heads of kind {kind}. Give the method "

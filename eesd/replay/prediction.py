@@ -34,6 +34,8 @@ from eesd.replay.oracle import Clock
 from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
 from eesd.words import BASELINE
 
+Made = tuple[Rounds, Controller]
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -53,7 +55,7 @@ class Predictor:
         """Items by name."""
         return {item.id: item for item in self.trace.items}
 
-    def rounds(self, row: Row) -> tuple[Rounds, Controller]:
+    def rounds(self, row: Row) -> Made:
         """The rounds of a row in replay, and the controller that made them."""
         item = self.items[row["item"]]
         controller = make_controller(row["settings"]["controller"])
@@ -61,12 +63,10 @@ class Predictor:
         found = replay_item(controller, item, row["seed"] - item.seed, Lookup.of(row["settings"].get("lookup")))
         return found, controller
 
-    def seconds(self, row: Row) -> float:
-        """Predicted seconds of a row's rounds."""
-        if row["method"] == BASELINE:
-            return self.clock.vanilla_item(self.items[row["item"]])
-        rounds, controller = self.rounds(row)
-        return self.clock.item(self.items[row["item"]], rounds, controller)
+    def seconds(self, row: Row, made: Made | None) -> float:
+        """Predicted seconds of a row's rounds; made: these in replay, None for vanilla's."""
+        item = self.items[row["item"]]
+        return self.clock.item(item, *made) if made else self.clock.vanilla_item(item)
 
 
 def _differs(row: Row, found: Rounds) -> bool:
@@ -93,7 +93,7 @@ def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: 
     measured = [row for row in read_rows(rows) if row["decoding"] == "greedy"]
     baselines = {_unit(row): row for row in measured if row["method"] == BASELINE}
     pairs, left_out = _pairs(predictors, measured)
-    records = [_record(one, row, baselines[_unit(row)]) for one, row in pairs]
+    records = [_record(one, row, made, baselines[_unit(row)]) for one, row, made in pairs]
     if not any(record["method"] != BASELINE for record in records):
         why = "; ".join(f"{count} rows {why}" for why, count in left_out.items())
         raise EesdError(f"No row can be replayed ({why or 'all are vanilla'}). Give rows and traces of the same group.")
@@ -104,7 +104,7 @@ def write_prediction_table(traces: Sequence[Path], rows: Sequence[Path], costs: 
     print(describe(table))
     for why, count in left_out.items():
         print(f"left out: {count} rows, {why}")
-    for how, count in Counter(_how(row) for _, row in pairs).items():
+    for how, count in Counter(_how(row) for _, row, _ in pairs).items():
         if how != predictors[0].clock.table.how:
             print(f"{count} rows were measured with {how}, their prices with {predictors[0].clock.table.how} ({costs})")
     return table
@@ -118,8 +118,11 @@ def _unit(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("model", "task", "group", "item", "repeat"))
 
 
-def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> tuple[list[tuple[Predictor, Row]], Counter[str]]:
-    """Every row with the trace that can replay it, vanilla's with the first of its task; and why others have none."""
+def _pairs(
+    predictors: Sequence[Predictor], rows: Sequence[Row]
+) -> tuple[list[tuple[Predictor, Row, Made | None]], Counter[str]]:
+    """Every row with the trace that can replay it, vanilla's with the first of its task, and what replay made of it;
+    and why others have none."""
     pairs, left_out = [], Counter()
     for row in rows:
         settings = row["settings"]
@@ -130,10 +133,13 @@ def _pairs(predictors: Sequence[Predictor], rows: Sequence[Row]) -> tuple[list[t
             drafts = chain and settings.get("head") == facts.drafter
             if same and (drafts or row["method"] == BASELINE):
                 why = _obstacle(one, row)
+                made = None if why or row["method"] == BASELINE else one.rounds(row)
+                if made and _differs(row, made[0]):
+                    why = f"drafted otherwise than the trace, many of whose positions {row['engine']} computes at once"
                 if why:
                     left_out[why] += 1
                 else:
-                    pairs.append((one, row))
+                    pairs.append((one, row, made))
                 break
         else:
             left_out["not drafted as a chain with the head of a trace"] += 1
@@ -161,20 +167,18 @@ def _obstacle(one: Predictor, row: Row) -> str:
         return f"its drafts may be longer than the {facts.k_max} tokens that the trace holds"
     if settings.get("costs_sha256") not in (None, sha256_file(one.costs)):
         return "decided by another cost table"
-    if row["method"] != BASELINE and _differs(row, one.rounds(row)[0]):
-        return f"drafted otherwise than the trace, many of whose positions {row['engine']} computes at once"
     return ""
 
 
-def _record(one: Predictor, row: Row, baseline: Row) -> dict[str, Any]:
-    predicted, measured = one.seconds(row), _measured(row)
+def _record(one: Predictor, row: Row, made: Made | None, baseline: Row) -> dict[str, Any]:
+    predicted, measured = one.seconds(row, made), _measured(row)
     return {
         **{key: row[key] for key in ("model", "task", "group", "method", "item", "repeat")},
         "drafter": None if row is baseline else one.trace.facts.drafter,
         "predicted_s": predicted,
         "measured_s": measured,
         "error": predicted / measured - 1,
-        "predicted_speedup": one.seconds(baseline) / predicted,
+        "predicted_speedup": one.seconds(baseline, None) / predicted,
         "measured_speedup": _measured(baseline) / measured,
         "tokens": len(row["output_tokens"]) - 1,
         "rounds": len(row["rounds"]),

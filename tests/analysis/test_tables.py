@@ -341,7 +341,7 @@ AGREEMENT = {"top1": [0.5], "expected_acceptance": [0.4], "chain_length": 0.5, "
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("{", "not valid JSON"),
+        ("{", "damaged"),
         ("[]", "no field head"),
         ("{}", "no field head"),
         ({"agreement": {}}, "'agreement' is empty"),

@@ -48,7 +48,7 @@ def test_rows_depend_on_what_controllers_read_of_a_card(tmp_path: Path):
     (tmp_path / "card.json").write_text(json.dumps({**first, "calibration": told, "train_seconds": 9}))
     assert method_identity(settings)["head_decides"] == found[0], "what nobody decides by changes nothing"
     (tmp_path / "card.json").write_text('{"calib')
-    with pytest.raises(EesdError, match="a damaged head"):
+    with pytest.raises(EesdError, match=r"card\.json: damaged"):
         method_identity(settings)
 
 
