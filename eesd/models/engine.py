@@ -6,12 +6,12 @@
     engine.name                           # "cpp-avx2", or "torch (no compiler)": goes into every row
 
 Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else in float32. In a bfloat16 model the
-states between layers and the cache are bfloat16, all inside a layer and the logits float32; where the processor has dot
-products of bfloat16 ("cpp-avx512bf16"), what a product reads is rounded too. A row's numbers depend neither on the
-rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for bit. Calls that the
-engine does not take (autograd on, weights changed since they were packed, other dtypes or devices, no cache, or one
-made without the engine) run in plain torch. EESD_ENGINE=torch in the environment switches the engine off. On a CUDA
-device the engine is that of `graphs`.
+states between layers and the cache are bfloat16, all inside a layer and the logits float32; where the processor has
+dot products or tiles of bfloat16 ("cpp-avx512bf16", "cpp-amx"), what a product reads is rounded too. A row's numbers
+depend neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for
+bit. Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes or devices,
+no cache, or one made without the engine) run in plain torch. EESD_ENGINE=torch in the environment switches the engine
+off. On a CUDA device the engine is that of `graphs`.
 """
 
 from __future__ import annotations
@@ -155,11 +155,13 @@ class Engine:
         return structs.Matrix(data.data_ptr(), address, outputs, weight.shape[1], form)
 
     def _format(self, weight: Tensor) -> Format:
-        """How a weight is stored: in bfloat16 where that is exact, for dot products of bfloat16 in bfloat16 models."""
+        """How a weight is stored: in bfloat16 where that is exact, for products of bfloat16 in bfloat16 models."""
         if not bfloat16_exact(weight):
             return Format.FLOAT32
-        pairs = self.library.eesd_takes_pairs() and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
-        return Format.PAIRS if pairs else Format.BFLOAT16
+        for form, depth, taken in ((Format.TILES, 32, "eesd_takes_tiles"), (Format.PAIRS, 2, "eesd_takes_pairs")):
+            if weight.dtype == torch.bfloat16 and weight.shape[1] % depth == 0 and getattr(self.library, taken)():
+                return form
+        return Format.BFLOAT16
 
     def _layer(self, layer: Layer, keep: list[Tensor]) -> structs.Layer:
         def norm(name: str) -> int | None:

@@ -131,6 +131,30 @@ def test_layers_cut_in_two_and_threads_change_nothing() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-37])
+def test_one_row_gives_what_many_give_down_to_the_smallest_numbers(scale: float) -> None:
+    engine = make_engine("cpp")
+    weight = (torch.randn(100, 64) * scale).bfloat16()
+    x = (torch.randn(40, 64) * 1e-2).bfloat16()
+    with torch.inference_mode(False), torch.no_grad():
+        engine.pack(weight)
+        many = engine.linear(x, weight)
+        assert torch.equal(torch.cat([engine.linear(row[None], weight) for row in x]), many)
+
+
+@needs_compiler
+def test_torchs_own_products_are_the_same_beside_the_engine() -> None:
+    """Tiles of a processor are shared with other libraries, and may be shaped differently there."""
+    fast = with_engine(small({"hidden_size": 64, "head_dim": 32}, torch.bfloat16))
+    a, b = torch.randn(48, 96).bfloat16(), torch.randn(96, 80).bfloat16()
+    expected = a @ b
+    with torch.inference_mode():
+        for count in (1, 5, 20):
+            fast.run(fast.embed(torch.arange(count)[None]), slice(None), fast.new_cache(20), 0)
+            assert torch.equal(a @ b, expected)
+
+
+@needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("seq", [1, 3, 40])
 def test_ragged_batches_and_trees(

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int CHUNK = 64;  // slots of the cache that attention takes at a time; part of the order of its sums
 constexpr int PAD = 32;    // row strides of buffers are multiples of it, whatever the vector width
+constexpr int QUERIES = std::max(MAX_TILE, TILE_ROWS);  // at most so many queries take a chunk at once
 
 struct Layer {
     // Panels of gate and up alternate. Without data in qkv there is no attention, in gate_up no MLP.
@@ -68,10 +69,19 @@ struct Attention {
     const float* qkv;  // [rows, qkv_row]
     size_t qkv_row;
     void *keys, *values;
-    float* partial;  // [rows][heads][chunks][2 + dim]
+    float* partial;  // [kv_heads][rows][heads of one][chunks][dim, 2]
     int chunks;
     float *queries, *chunk_values, *scores;  // this thread's
     bf16* narrow;                            // room to round what multiplies the cache
+    Tiles& tiles;
+
+    // Partial results of one head of one row, `partial_row()` floats for each chunk. The queries of a key-value head lie
+    // side by side.
+    float* partial_of(int row, int head) const {
+        int group = shape.heads / shape.kv_heads, rows = call.batch * call.seq;
+        return partial + ((size_t(head / group) * rows + row) * group + head % group) * chunks * partial_row();
+    }
+    size_t partial_row() const { return padded(shape.dim) + 2; }
 };
 
 // Norm (where the model has it) and rotate one head of one row.
@@ -226,25 +236,91 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
     sum = lane_sum(sums);
 }
 
+#if defined(EESD_TILES)
+// [lines, width] numbers of a chunk in pairs of lines; from line `live` on zero. What comes `next` is fetched meanwhile.
+void pair_lines(const bf16* from, int lines, int live, int width, const bf16* next, pair* to) {
+    auto read = [&](int k, int n) {
+        size_t at = size_t(k) * width + n;
+        __builtin_prefetch(next + at);
+        return k < live ? _mm512_loadu_si512(from + at) : _mm512_setzero_si512();
+    };
+    for (int k = 0; k < lines; k += 2)
+        for (int n = 0; n < width; n += PANEL) {
+            __m512bh low, high;
+            interleave(read(k, n), read(k + 1, n), low, high);
+            pair* at = to + size_t(k / 2) * width + n;
+            _mm512_storeu_si512(at, (__m512i)low);
+            _mm512_storeu_si512(at + LANES, (__m512i)high);
+        }
+}
+
+// out [queries, size] = x [queries, k_count] times paired lines of w.
+void weigh_tiles(const Attention& a, int queries, const float* x, int k_count, const pair* w, int size, float* out,
+                 size_t out_row) {
+    put(a.narrow, x, queries * k_count);
+    a.tiles.shape(queries);
+    const bf16* const rows[] = {a.narrow};
+    size_t row = k_count * sizeof(bf16), line = size * sizeof(pair);
+    int n = 0, steps = k_count / TILE_DEPTH;
+    for (; n + 4 * TILE_ROWS <= size; n += 4 * TILE_ROWS) {
+        const pair* const columns[] = {w + n, w + n + TILE_ROWS, w + n + 2 * TILE_ROWS, w + n + 3 * TILE_ROWS};
+        tile_sums(rows, row, columns, line, steps, 0);
+        store_sums<4>(out + n, out_row);
+    }
+    for (; n < size; n += 2 * TILE_ROWS) {
+        const pair* const columns[] = {w + n, w + n + TILE_ROWS};
+        tile_sums(rows, row, columns, line, steps, 0);
+        store_sums<2>(out + n, out_row);
+    }
+}
+
+// As `attend_chunk`, by tiles, for heads of a multiple of 32 numbers.
+void attend_chunk_by_tiles(Attention& a, int batch, int head, int chunk, int live, const bf16* keys, const bf16* values,
+                           const bf16* next) {
+    int group = a.shape.heads / a.shape.kv_heads, queries = a.call.seq * group, first_row = batch * a.call.seq;
+    int dim = a.shape.dim, start = chunk * CHUNK;
+    size_t query_row = a.chunks * a.partial_row();
+    pair* paired_keys = reinterpret_cast<pair*>(a.chunk_values);
+    pair* paired_values = paired_keys + size_t(CHUNK) * dim / 2;
+    pair_lines(keys, dim, dim, CHUNK, values, paired_keys);
+    pair_lines(values, CHUNK, live, dim, next, paired_values);
+    for (int first = 0; first < queries; first += TILE_ROWS) {
+        int count = std::min(TILE_ROWS, queries - first);
+        float* out = a.partial_of(first_row, head * group) + first * query_row + chunk * a.partial_row();
+        weigh_tiles(a, count, a.queries + size_t(first) * dim, dim, paired_keys, CHUNK, a.scores, CHUNK);
+        for (int q = 0; q < count; q++) {
+            float* sums = out + q * query_row + padded(dim);
+            soften(a, first_row + (first + q) / group, start, live, a.scores + q * CHUNK, sums[0], sums[1]);
+        }
+        weigh_tiles(a, count, a.scores, CHUNK, paired_values, dim, out, query_row);
+    }
+}
+#endif
+
 // One chunk of slots of one key-value head, for all the queries of a batch row: a partial softmax each.
 template <class C>
 void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
     const Shape& s = a.shape;
     int group = s.heads / s.kv_heads, queries = a.call.seq * group, first_row = batch * a.call.seq;
     int start = chunk * CHUNK;
-    size_t offset = batch * a.call.key_batch + head * a.call.key_head, dim_row = padded(s.dim), part_row = dim_row + 2;
+    size_t offset = batch * a.call.key_batch + head * a.call.key_head, dim_row = padded(s.dim);
     C *keys = static_cast<C*>(a.keys) + offset, *values = static_cast<C*>(a.values) + offset;
     const C* next = start + CHUNK < live ? keys + size_t(start + CHUNK) * s.dim : keys + a.call.key_head;
     keys += size_t(start) * s.dim, values += size_t(start) * s.dim;
     write_chunk(a, batch, head, start, keys, values);
     live = std::min(live - start, CHUNK);
+#if defined(EESD_TILES)
+    if constexpr (std::is_same_v<C, bf16>)
+        if (tiles_allowed() && s.dim % TILE_DEPTH == 0)
+            return attend_chunk_by_tiles(a, batch, head, chunk, live, keys, values, next);
+#endif
 
     for (int first = 0; first < queries; first += MAX_TILE) {
         int count = std::min(MAX_TILE, queries - first);
         float *out[MAX_TILE], *scores[MAX_TILE];
         for (int q = 0; q < count; q++) {
             int row = first_row + (first + q) / group, query_head = head * group + (first + q) % group;
-            out[q] = a.partial + ((size_t(row) * s.heads + query_head) * a.chunks + chunk) * part_row;
+            out[q] = a.partial_of(row, query_head) + chunk * a.partial_row();
             scores[q] = a.scores + q * CHUNK;
         }
         // While the keys are read the values are fetched, and meanwhile the keys of what is most likely the next task.
@@ -286,8 +362,8 @@ void attend(Attention& a, const int* live, int thread, int threads) {
 // Join the partial softmaxes of one head of one row, in the order of the chunks.
 void join(const Attention& a, int row, int head, int chunks, float* y) {
     int dim = a.shape.dim;
-    size_t part_row = padded(dim) + 2;
-    const float* p = a.partial + (size_t(row) * a.shape.heads + head) * a.chunks * part_row;
+    size_t part_row = a.partial_row();
+    const float* p = a.partial_of(row, head);
     float top = -std::numeric_limits<float>::infinity(), sum = 0;
     std::fill(y, y + dim, 0.0f);
     for (int c = 0; c < chunks; c++, p += part_row) {

@@ -62,7 +62,7 @@ void write_states(const float* states, size_t stride, bool is_bf16, int rows, in
     }
 }
 
-// Rows of activations that products read: rounded too where the weights are PAIRS.
+// Rows of activations that products read: rounded too where the weights are PAIRS or TILES.
 struct Activations {
     float* data;
     bf16* narrow;
@@ -75,9 +75,9 @@ struct Activations {
 };
 
 // A share of gate and up, and silu(gate) * up for it: panels of the two alternate.
-void gate_up(const Layer& layer, Part pairs, Rows x, float* both, Activations active) {
+void gate_up(const Layer& layer, Part pairs, Rows x, float* both, Activations active, Tiles& tiles) {
     size_t both_row = 2 * active.stride;
-    product(layer.gate_up, {2 * pairs.first, 2 * pairs.last}, x, {both, both_row, false});
+    product(layer.gate_up, {2 * pairs.first, 2 * pairs.last}, x, {both, both_row, false}, tiles);
     for (int r = 0; r < x.count; r++) {
         for (int p = pairs.first; p < pairs.last; p++)
             for (int i = 0; i < PANEL; i += LANES) {
@@ -106,7 +106,10 @@ int eesd_takes_pairs() {
 #endif
 }
 
+int eesd_takes_tiles() { return tiles_allowed(); }
+
 const char* eesd_simd() {
+    if (tiles_allowed()) return "amx";
 #if defined(__AVX512BF16__)
     return "avx512bf16";
 #elif defined(__AVX512F__)
@@ -132,7 +135,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
 
     bool pairs = false;
     for (const Matrix* m : {&layers[0]->qkv, &layers[0]->o, &layers[0]->gate_up, &layers[0]->down})
-        pairs = pairs || m->format == PAIRS;
+        pairs = pairs || m->format >= PAIRS;
     auto narrow = [&](int which, size_t size) { return pairs ? reinterpret_cast<bf16*>(scratch(which, size / 2)) : nullptr; };
     float* states = scratch(0, rows * hidden_row);
     float* qkv = scratch(1, rows * qkv_row);
@@ -140,8 +143,8 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
     float* both = scratch(3, 2 * rows * active_row);
     Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
     float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
-    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + MAX_TILE) +
-                      size_t(MAX_TILE) * std::max(s.dim, CHUNK) / 2 + 64;
+    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + QUERIES) +
+                      size_t(QUERIES) * std::max(s.dim, CHUNK) / 2 + 64;
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
 
@@ -154,7 +157,8 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
         float* own_queries = own_data + 3 * rows * hidden_row / 2;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
-        bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * MAX_TILE);
+        bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * QUERIES);
+        Tiles tiles(s.is_bf16 && tiles_allowed());
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
             for (int r = 0; r < rows; r++) {
@@ -169,12 +173,12 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
             Part own = share(panel_count(layer.down));  // of o too: both have the states as their outputs
             if (layer.qkv.data) {
                 norm(layer.attn_norm);
-                product(layer.qkv, share(panel_count(layer.qkv)), normed.rows(rows), {qkv, qkv_row, false});
+                product(layer.qkv, share(panel_count(layer.qkv)), normed.rows(rows), {qkv, qkv_row, false}, tiles);
                 barrier.wait(threads);
                 char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
                 char* values = static_cast<char*>(call->values) + i * call->key_layer;
                 Attention a{s,       *call,  layer,       qkv,          qkv_row, keys,          values,
-                            partial, chunks, own_queries, chunk_values, scores,  narrow_factors};
+                            partial, chunks, own_queries, chunk_values, scores,  narrow_factors, tiles};
                 s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads)
                           : attend<float>(a, live.data(), thread, threads);
                 barrier.wait(threads);
@@ -186,15 +190,15 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
                     attended.round(row, head * s.dim, s.dim);
                 }
                 barrier.wait(threads);
-                product(layer.o, own, attended.rows(rows), {states, hidden_row, true});
+                product(layer.o, own, attended.rows(rows), {states, hidden_row, true}, tiles);
                 barrier.wait(threads);
             }
             if (layer.gate_up.data) {
                 norm(layer.mlp_norm);
                 Part gated = share(panel_count(layer.gate_up) / 2);
-                gate_up(layer, gated, normed.rows(rows), both, active);
+                gate_up(layer, gated, normed.rows(rows), both, active, tiles);
                 barrier.wait(threads);
-                product(layer.down, own, active.rows(rows), {states, hidden_row, true});
+                product(layer.down, own, active.rows(rows), {states, hidden_row, true}, tiles);
             }
             // Rounded after each layer, so that a range cut in two gives what the whole gives.
             if (s.is_bf16)
@@ -211,7 +215,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
 void eesd_linear(const Matrix* m, const float* norm, float eps, const void* input, int is_bf16, int rows, float* output,
                  int64_t out_row, int threads) {
     size_t row = padded(m->inputs);
-    bf16* narrow = m->format == PAIRS ? reinterpret_cast<bf16*>(scratch(8, rows * row / 2)) : nullptr;
+    bf16* narrow = m->format >= PAIRS ? reinterpret_cast<bf16*>(scratch(8, rows * row / 2)) : nullptr;
     Activations states{scratch(7, rows * row), narrow, row};
     read_states(input, is_bf16, rows, m->inputs, states.data, row);
     for (int r = 0; r < rows; r++) {
@@ -220,8 +224,9 @@ void eesd_linear(const Matrix* m, const float* norm, float eps, const void* inpu
     }
 #pragma omp parallel num_threads(threads)
     {
+        Tiles tiles(m->format == TILES);
         Part mine = part(panel_count(*m), omp_get_thread_num(), omp_get_num_threads());
-        product(*m, mine, states.rows(rows), {output, size_t(out_row), false});
+        product(*m, mine, states.rows(rows), {output, size_t(out_row), false}, tiles);
     }
 }
 

@@ -3,13 +3,13 @@
 
 #include <algorithm>
 
-#include "tile.h"
+#include "amx.h"
 
 namespace {
 
-enum Format : int32_t { FLOAT32, BFLOAT16, PAIRS };
+enum Format : int32_t { FLOAT32, BFLOAT16, PAIRS, TILES };
 
-struct Matrix {  // packed [panels][k][PANEL] on the Python side, as PAIRS [panels][k / 2][PANEL][2]
+struct Matrix {  // packed [panels][k][PANEL] on the Python side, as PAIRS and TILES [panels][k / 2][PANEL][2]
     const void* data;
     const float* bias;  // null: none
     int32_t outputs, inputs;
@@ -25,7 +25,7 @@ Part part(int count, int thread, int threads) {
 
 struct Rows {
     const float* data;
-    const bf16* narrow;  // the same numbers rounded, for PAIRS; null where there are none
+    const bf16* narrow;  // the same numbers rounded, for PAIRS and TILES; null where there are none
     size_t stride;
     int count;
 };
@@ -89,8 +89,85 @@ void product_as(const Matrix& m, Part panels, Rows x, Output y) {
     }
 }
 
-void product(const Matrix& m, Part panels, Rows x, Output y) {
+#if defined(EESD_TILES)
+// A panel times one or two tiles of rows, from tile t on.
+template <int ROWS>
+void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int t, Output y) {
+    constexpr size_t AHEAD = 8192;  // bytes: as far as memory is behind, and not further than the second cache keeps
+    const pair* w = static_cast<const pair*>(m.data) + size_t(panel) * (m.inputs / 2) * PANEL;
+    const pair* const columns[] = {w, w + TILE_ROWS};
+    const bf16* from[ROWS];
+    for (int r = 0; r < ROWS; r++) from[r] = x.narrow + rows.first(t + r) * x.stride;
+    // Only the first to read a panel waits for memory.
+    tile_sums(from, x.stride * sizeof(bf16), columns, PANEL * sizeof(pair), m.inputs / TILE_DEPTH, t ? 0 : AHEAD);
+    for (int r = 0; r < ROWS; r++) {
+        alignas(64) float sums[TILE_ROWS * PANEL];
+        float* to = y.data + rows.first(t + r) * y.stride + panel * PANEL;
+        bool as_they_are = !m.bias && !y.add;  // rows that two tiles share are written twice, the same
+        float* out = as_they_are ? to : sums;
+        size_t out_row = as_they_are ? y.stride : PANEL;
+        r ? store_second_sums(out, out_row) : store_sums<2>(out, out_row);
+        for (int i = rows.fresh(t + r); i < rows.height && !as_they_are; i++)
+            for (int half = 0; half < PANEL; half += LANES) {
+                vf value = load(sums + i * PANEL + half);
+                if (m.bias) value += load(m.bias + panel * PANEL + half);
+                float* at = to + i * y.stride + half;
+                store(at, y.add ? load(at) + value : value);
+            }
+    }
+}
+
+// A row times some panels by vectors, which read memory faster than tiles do, summed as those sum.
+template <int PANELS>
+void panels_of_row(const Matrix& m, int panel, Rows x, Output y) {
+    const size_t size = size_t(m.inputs / 2) * PANEL;
+    const pair *w = static_cast<const pair*>(m.data) + panel * size, *factors = reinterpret_cast<const pair*>(x.narrow);
+    auto even = [](__m512i both) { return (__m512)_mm512_slli_epi32(both, 16); };
+    auto odd = [](__m512i both) { return (__m512)_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)); };
+    vf sums[PANELS][2] = {};
+    for (int k = 0; k < m.inputs / 2; k += TILE_DEPTH / 2) {
+        __m512 evens[PANELS][2] = {}, odds[PANELS][2] = {};
+        for (int i = k; i < k + TILE_DEPTH / 2; i++) {
+            __m512i factor = (__m512i)spread(factors[i]);
+            __m512 first = even(factor), second = odd(factor);
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; half++) {
+                    __m512i both = _mm512_loadu_si512(w + p * size + i * PANEL + half * LANES);
+                    evens[p][half] = _mm512_fmadd_ps(even(both), first, evens[p][half]);
+                    odds[p][half] = _mm512_fmadd_ps(odd(both), second, odds[p][half]);
+                }
+        }
+        for (int p = 0; p < PANELS; p++)
+            for (int half = 0; half < 2; half++) sums[p][half] += (vf)(evens[p][half] + odds[p][half]);
+    }
+    for (int p = 0; p < PANELS; p++)
+        for (int half = 0; half < 2; half++) {
+            int n = (panel + p) * PANEL + half * LANES;
+            if (m.bias) sums[p][half] += load(m.bias + n);
+            store(y.data + n, y.add ? load(y.data + n) + sums[p][half] : sums[p][half]);
+        }
+}
+
+void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& tiles) {
+    Tiling rows(x.count);
+    int panel = panels.first;
+    if (x.count == 1)
+        for (; panel + 4 <= panels.last; panel += 4) panels_of_row<4>(m, panel, x, y);
+    tiles.shape(rows.height);
+    for (; panel < panels.last; panel++)
+        for (int t = 0; t < rows.tiles; t += 2)
+            t + 1 < rows.tiles ? panel_of_tiles<2>(m, panel, x, rows, t, y) : panel_of_tiles<1>(m, panel, x, rows, t, y);
+}
+#endif
+
+void product(const Matrix& m, Part panels, Rows x, Output y, Tiles& tiles) {
+    (void)tiles;
     switch (m.format) {
+#if defined(EESD_TILES)
+        case TILES: return product_of_tiles(m, panels, x, y, tiles);
+#endif
         case FLOAT32: return product_as<float>(m, panels, x, y);
         case BFLOAT16: return product_as<bf16>(m, panels, x, y);
 #if defined(__AVX512BF16__)
