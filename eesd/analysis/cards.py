@@ -13,7 +13,18 @@ from typing import Any
 from eesd.errors import EesdError
 from eesd.files import read_json
 
-FIELDS = ("head", "kind", "exit_layer", "vocab_rows", "init", "loss", "context", "train_tokens", "model")
+FIELDS = (
+    "head",
+    "kind",
+    "exit_layer",
+    "vocab_rows",
+    "init",
+    "loss",
+    "context",
+    "train_tokens",
+    "model",
+    "train_seconds",
+)
 # The lists of bins in a card's calibration, and the number that sums each up.
 CONFIDENCES = {"raw": ("bins_raw", "ece_raw"), "calibrated": ("bins", "ece")}
 
@@ -37,12 +48,22 @@ def head_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:
                     "chain_length": found["chain_length"],
                     "positions": found["positions"],
                     "seed": card["settings"].get("seed"),
+                    **_provenance(card),
                 }
                 for position, (top1, acceptance) in enumerate(
                     zip(found["top1"], found["expected_acceptance"], strict=True), 1
                 )
             ]
     return records
+
+
+def _provenance(card: dict[str, Any]) -> dict[str, Any]:
+    # Older cards do not say.
+    trained = card.get("trained", {})
+    return {
+        "torch": trained.get("versions", {}).get("torch"),
+        **{field: trained.get(field) for field in ("device_name", "commit", "time")},
+    }
 
 
 def calibration_records(paths: Iterable[Path | str]) -> list[dict[str, Any]]:

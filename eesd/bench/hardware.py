@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eesd.bench import facts
+from eesd import facts
 from eesd.bench.load import DISTURBED, Crowding
 from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller

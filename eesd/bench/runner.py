@@ -11,14 +11,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
 
-from eesd.bench import facts
+from eesd import facts
 from eesd.bench.compare import Comparison, Judge
 from eesd.bench.load import DISTURBED, Crowding
 from eesd.bench.memory import Memory
@@ -212,7 +211,7 @@ class Bench:
             "comparison": comparison.as_row(),
             "versions": facts.versions(),
             "commit": facts.commit(),
-            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "time": facts.now(),
         }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eesd.bench import facts
+from eesd import facts
 from eesd.bench.methods import OwnMethod
 from eesd.bench.runner import Bench, Prompt
 from eesd.decoding.generate import Generation

@@ -35,6 +35,7 @@ from eesd.distill.losses import mixed_loss
 from eesd.distill.origin import read_origin
 from eesd.distill.record import Complete, Trace, as_they_are, reread
 from eesd.errors import EesdError
+from eesd.facts import provenance
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.kernels import multiplies_bfloat16
@@ -101,6 +102,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "train_labels": sum(trace.labels for trace in traces),
             "train_seconds": round(seconds + training.earlier_s, 1),
             "trained_with": [other.name for other in heads if other != out],
+            "trained": provenance(target.device),
             **({"origin": origin.facts} if (origin := training.student.origin) else {}),
             "corpus": index["settings"],
         }

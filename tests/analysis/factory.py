@@ -137,6 +137,12 @@ def write_card(path: Path, head: str = "exit4", **changes: Any) -> Path:
         "model": "toy",
         "settings": {"seed": 0},
         "train_seconds": 100.0,
+        "trained": {
+            "device_name": "Toy CPU",
+            "versions": {"torch": "2.13.0"},
+            "commit": "abc1234",
+            "time": "2026-01-31T12:00:00Z",
+        },
         "calibration": {
             "x": [0.0, 1.0],
             "y": [0.1, 0.9],

@@ -326,6 +326,8 @@ def test_heads(tables_dir: Path) -> None:
     assert table.loc[("asdiv", 1), columns].tolist() == ["exit4", 8192, 0.45, 0.7]
     assert table.loc[("asdiv", 2), columns].tolist() == ["exit4", 8192, 0.41, 0.7]
     assert list(table.index.get_level_values(0).unique()) == ["asdiv", "humaneval", "xsum"]
+    where = ["train_seconds", "device_name", "torch", "commit", "time"]
+    assert table.loc[("asdiv", 1), where].tolist() == [100.0, "Toy CPU", "2.13.0", "abc1234", "2026-01-31T12:00:00Z"]
 
 
 def test_a_chain_length_that_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path, cha
     assert len(card["agreement"]["asdiv"]["top1"]) == 6
     assert card["calibration"]["y"] == sorted(card["calibration"]["y"])
     assert card["train_tokens"] == sum(len(t.teacher_ids) for t in traces)
+    assert card["trained"]["versions"]["torch"] == torch.__version__ and card["trained"]["time"].endswith("Z")
     stored = load_file(out / "head.safetensors")
     assert ("head.weight" in stored) == (settings["output_head"] == "free")
     assert not (tmp_path / "exit2.work").exists()

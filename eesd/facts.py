@@ -1,11 +1,13 @@
-"""Facts that measurements depend on: machine, versions, commit."""
+"""Facts that measurements and trained weights depend on: machine, versions, commit."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -47,3 +49,19 @@ def commit() -> str | None:
     except OSError:
         return None
     return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def now() -> str:
+    """The time in UTC, `2026-01-31T12:00:00Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where, by what and when something was made."""
+    return {
+        "device_name": device_name(str(device)),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "time": now(),
+    }
