@@ -13,18 +13,7 @@ from typing import Any
 from eesd.errors import EesdError
 from eesd.files import read_json
 
-FIELDS = (
-    "head",
-    "kind",
-    "exit_layer",
-    "vocab_rows",
-    "init",
-    "loss",
-    "context",
-    "train_tokens",
-    "model",
-    "train_seconds",
-)
+FIELDS = ("head", "kind", "exit_layer", "vocab_rows", "init", "loss", "context", "train_tokens", "model")
 # The lists of bins in a card's calibration, and the number that sums each up.
 CONFIDENCES = {"raw": ("bins_raw", "ece_raw"), "calibrated": ("bins", "ece")}
 
@@ -61,6 +50,7 @@ def _provenance(card: dict[str, Any]) -> dict[str, Any]:
     # Older cards do not say.
     trained = card.get("trained", {})
     return {
+        "train_seconds": card.get("train_seconds"),
         "torch": trained.get("versions", {}).get("torch"),
         **{field: trained.get(field) for field in ("device_name", "commit", "time")},
     }

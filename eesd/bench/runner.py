@@ -193,9 +193,7 @@ class Bench:
             "temperature": self.sampling.temperature,
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "device": device,
-            "device_name": facts.device_name(device),
             "engine": "transformers" if "peer" in self.settings["methods"][name] else self.engine.name,
-            "threads": torch.get_num_threads(),
             "settings": self.identities[name],
             "settings_hash": self.row_hashes[name],
             "prompt_tokens": prompt.tokens,
@@ -209,9 +207,7 @@ class Bench:
             "lossy": is_lossy(self.settings["methods"][name]) and not self.sampling.greedy,
             "scores": self.task.score(text, prompt.item),
             "comparison": comparison.as_row(),
-            "versions": facts.versions(),
-            "commit": facts.commit(),
-            "time": facts.now(),
+            **facts.provenance(self.target.device),
         }
 
 

@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 
 from eesd.distill.record import Trace, record_batch, record_given
 from eesd.errors import EesdError
+from eesd.facts import provenance
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
@@ -92,7 +93,10 @@ def generate_corpus(model_dir: Path, settings: Mapping[str, Any], out: Path) -> 
     for file in work.glob("*.safetensors"):
         if file.stem not in names:
             file.unlink()
-    write_atomic(work / "corpus.json", json.dumps(_summary(work, present, settings, fingerprint(model_dir)), indent=2))
+    index = _summary(work, present, settings, fingerprint(model_dir))
+    # Engines round differently, and labels with them.
+    index["written"] = {**provenance(target.device), "engine": target.engine.name}
+    write_atomic(work / "corpus.json", json.dumps(index, indent=2))
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work, out)
 

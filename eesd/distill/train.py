@@ -35,7 +35,7 @@ from eesd.distill.losses import mixed_loss
 from eesd.distill.origin import read_origin
 from eesd.distill.record import Complete, Trace, as_they_are, reread
 from eesd.errors import EesdError
-from eesd.facts import provenance
+from eesd.facts import now, provenance
 from eesd.files import atomic_path, settings_hash, source_hash, write_atomic
 from eesd.models.engine import attach_engine
 from eesd.models.kernels import multiplies_bfloat16
@@ -80,7 +80,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
     layers = [*read, config.num_layers]
     splits = {split: read_corpus(corpus, layers, split) for split in ("train", "calibration", "evaluation")}
     complete = completer(index, model_dir, layers)
-    began = perf_counter()
+    made, began = provenance(target.device), perf_counter()
     traces = limit_tokens(splits["train"], shared["train_tokens"], shared["seed"])
     if shared["learn"] == "answers":
         traces = [trace.answer_alone() for trace in traces]
@@ -93,6 +93,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
         trainings.append(Training(student, out.with_name(out.name + ".work"), stamp))
     optimise(trainings, traces, splits["evaluation"])
     seconds = perf_counter() - began
+    made["time"] = now()
     for out, training in zip(heads, trainings, strict=True):
         facts = {
             "head": out.name,
@@ -102,9 +103,10 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "train_labels": sum(trace.labels for trace in traces),
             "train_seconds": round(seconds + training.earlier_s, 1),
             "trained_with": [other.name for other in heads if other != out],
-            "trained": provenance(target.device),
+            "trained": made,
             **({"origin": origin.facts} if (origin := training.student.origin) else {}),
             "corpus": index["settings"],
+            "corpus_written": index["written"],
         }
         write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
     for training in trainings:  # when all are written: one that is interrupted before goes on from its last step

@@ -34,6 +34,7 @@ SHAPES = {
     "window": {"window": 20, "head_dim": 128},
     "panels": {"head_dim": 64},
     "three_panels": {"head_dim": 96, "num_kv_heads": 1},
+    "wide": {"hidden_size": 256, "intermediate_size": 160, "qkv_bias": True, "output_bias": True, "head_dim": 64},
     "odd": {"hidden_size": 40, "intermediate_size": 61, "vocab_size": 53, "num_heads": 3, "num_kv_heads": 1},
 }
 LENGTH = 150
@@ -93,12 +94,12 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_same_numbers_as_torch(
+def test_same_numbers_as_torch_in_float32(
     target: Transformer, dtype: torch.dtype, tolerance: float, engine_alone: Callable[[], None]
 ) -> None:
-    plain = decode(target.to(dtype), [100, 101, 104, 120])
+    plain = decode(target, [100, 101, 104, 120])
     engine_alone()
-    fast = decode(with_engine(target), [100, 101, 104, 120])
+    fast = decode(with_engine(target.to(dtype)), [100, 101, 104, 120])
     assert all(close(a, b, tolerance) for a, b in zip(fast, plain, strict=True))
     assert fast[1].dtype == torch.float32
 
@@ -109,7 +110,7 @@ def test_rows_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtyp
     """One by one, in verification-sized pieces and all at once give the same bits, caches included."""
     fast = with_engine(target.to(dtype))
     one_by_one = decode(fast, list(range(1, LENGTH)))
-    for cuts in ([], list(range(7, LENGTH, 7)), [60, 62, 65, 69, 74, 80, 87, 95, 104, 114, 125, 137]):
+    for cuts in ([], [33, 73, 106], list(range(7, LENGTH, 7)), [60, 62, 65, 69, 74, 80, 87, 95, 104, 114, 125, 137]):
         assert all(torch.equal(a, b) for a, b in zip(decode(fast, cuts), one_by_one, strict=True))
 
 
@@ -134,7 +135,7 @@ def test_layers_cut_in_two_and_threads_change_nothing() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-37])
 def test_one_row_gives_what_many_give_down_to_the_smallest_numbers(scale: float) -> None:
     engine = make_engine("cpp")
-    weight = (torch.randn(100, 64) * scale).bfloat16()
+    weight = (torch.randn(300, 64) * scale).bfloat16()
     x = (torch.randn(40, 64) * 1e-2).bfloat16()
     with torch.inference_mode(False), torch.no_grad():
         engine.pack(weight)

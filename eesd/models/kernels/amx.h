@@ -8,7 +8,7 @@
 
 #include "tile.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define EESD_TILES 1
@@ -25,7 +25,7 @@ struct Tiling {
     explicit Tiling(int rows)
         : count(rows), tiles((rows + TILE_ROWS - 1) / TILE_ROWS), height((rows + tiles - 1) / tiles) {}
     int first(int tile) const { return std::min(tile * height, count - height); }
-    int fresh(int tile) const { return tile * height - first(tile); }  // rows that the tile before has had
+    int shared(int tile) const { return tile * height - first(tile); }  // rows that the tile before has had
 };
 
 #if defined(EESD_TILES)
@@ -43,11 +43,14 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
-// The tiles of this thread while it lives; what another library has made of them is there again afterwards. Vectors
-// take numbers below the normal ones for zero meanwhile, as tiles do.
+// Some compilers know of 8 of the 64 bytes that the instructions below read and write.
+inline void as_in_memory(TileConfig& config) { __asm__ volatile("" : "+m"(config)); }
+
+// The tiles of this thread while it lives; as another library has shaped them, they are afterwards. Vectors take numbers
+// below the normal ones for zero meanwhile, as tiles do.
 class Tiles {
     TileConfig before_;
-    unsigned rounding_ = 0;
+    unsigned vector_state_ = 0;
     bool used_;
     int height_ = 0;
 
@@ -55,14 +58,16 @@ class Tiles {
     explicit Tiles(bool used) : used_(used) {
         constexpr unsigned SMALLEST_ARE_ZERO = 0x8040;
         if (!used_) return;
+        as_in_memory(before_);
         _tile_storeconfig(&before_);
-        rounding_ = _mm_getcsr();
-        _mm_setcsr(rounding_ | SMALLEST_ARE_ZERO);
+        as_in_memory(before_);
+        vector_state_ = _mm_getcsr();
+        _mm_setcsr(vector_state_ | SMALLEST_ARE_ZERO);
     }
     Tiles(const Tiles&) = delete;
     ~Tiles() {
         if (!used_) return;
-        _mm_setcsr(rounding_);
+        _mm_setcsr(vector_state_);
         if (before_.palette)
             _tile_loadconfig(&before_);
         else
@@ -73,6 +78,7 @@ class Tiles {
         if (height == height_) return;
         TileConfig config;
         for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = i < 6 ? height : TILE_ROWS;
+        as_in_memory(config);
         _tile_loadconfig(&config);
         height_ = height;
     }

@@ -71,7 +71,8 @@ struct Attention {
     void *keys, *values;
     float* partial;  // [kv_heads][rows][heads of one][chunks][dim, 2]
     int chunks;
-    float *queries, *chunk_values, *scores;  // this thread's
+    // This thread's. Of tiles, keys and values of a chunk in pairs of lines lie in `chunk_values`.
+    float *queries, *chunk_values, *scores;
     bf16* narrow;                            // room to round what multiplies the cache
     Tiles& tiles;
 

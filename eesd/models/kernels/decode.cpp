@@ -133,10 +133,10 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
     for (int r = 0; r < rows; r++) live[r / call->seq] = std::max(live[r / call->seq], call->slots[r] + 1);
     int chunks = chunk_count(*std::max_element(live.begin(), live.end()));
 
-    bool pairs = false;
+    bool rounded = false;
     for (const Matrix* m : {&layers[0]->qkv, &layers[0]->o, &layers[0]->gate_up, &layers[0]->down})
-        pairs = pairs || m->format >= PAIRS;
-    auto narrow = [&](int which, size_t size) { return pairs ? reinterpret_cast<bf16*>(scratch(which, size / 2)) : nullptr; };
+        rounded = rounded || m->format >= PAIRS;
+    auto narrow = [&](int which, size_t size) { return rounded ? reinterpret_cast<bf16*>(scratch(which, size / 2)) : nullptr; };
     float* states = scratch(0, rows * hidden_row);
     float* qkv = scratch(1, rows * qkv_row);
     Activations attended{scratch(2, rows * attended_row), narrow(8, rows * attended_row), attended_row};
@@ -153,12 +153,12 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
         int thread = omp_get_thread_num(), threads = omp_get_num_threads();  // a runtime may give fewer than asked for
         float* own_data = own_all + own_size * thread;
         // Every thread norms all rows itself: cheaper than to wait.
-        Activations normed{own_data, pairs ? reinterpret_cast<bf16*>(own_data + rows * hidden_row) : nullptr, hidden_row};
+        Activations normed{own_data, rounded ? reinterpret_cast<bf16*>(own_data + rows * hidden_row) : nullptr, hidden_row};
         float* own_queries = own_data + 3 * rows * hidden_row / 2;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
         bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * QUERIES);
-        Tiles tiles(s.is_bf16 && tiles_allowed());
+        Tiles tiles((s.is_bf16 || rounded) && tiles_allowed());
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
             for (int r = 0; r < rows; r++) {

@@ -107,7 +107,7 @@ void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int 
         float* out = as_they_are ? to : sums;
         size_t out_row = as_they_are ? y.stride : PANEL;
         r ? store_second_sums(out, out_row) : store_sums<2>(out, out_row);
-        for (int i = rows.fresh(t + r); i < rows.height && !as_they_are; i++)
+        for (int i = rows.shared(t + r); i < rows.height && !as_they_are; i++)
             for (int half = 0; half < PANEL; half += LANES) {
                 vf value = load(sums + i * PANEL + half);
                 if (m.bias) value += load(m.bias + panel * PANEL + half);

@@ -1,10 +1,10 @@
-// Vectors, and the one product that everything in decode.cpp is made of.
+// Vectors, and the one product that everything in decode.cpp is made of, but for what AMX multiplies (amx.h).
 //
 // Lanes are *outputs* (rows of the weight, slots of the cache), never the summed index: every sum runs over k in order,
 // one fused multiply-add a step. So a number depends neither on how many query rows are computed with it, nor on the
 // number of threads, nor on the width of the vectors.
 //
-// Processors with bfloat16 dot products take bfloat16 models in pairs of k: two products are added to a sum in one
+// Processors with bfloat16 dot products, and no tiles, take bfloat16 models in pairs of k: two products are added to a sum in one
 // step, twice the arithmetic of float32. Activations are rounded to bfloat16 for it, as torch does.
 #pragma once
 
