@@ -106,7 +106,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
             "trained": made,
             **({"origin": origin.facts} if (origin := training.student.origin) else {}),
             "corpus": index["settings"],
-            "corpus_written": index["written"],
+            "corpus_written": index.get("written"),  # older corpora do not say
         }
         write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
     for training in trainings:  # when all are written: one that is interrupted before goes on from its last step
