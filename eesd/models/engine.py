@@ -157,10 +157,8 @@ class Engine:
         """How a weight is stored: in bfloat16 where that is exact, for products of bfloat16 in bfloat16 models."""
         if not bfloat16_exact(weight):
             return Format.FLOAT32
-        for form, depth, taken in ((Format.TILES, 32, "eesd_takes_tiles"), (Format.PAIRS, 2, "eesd_takes_pairs")):
-            if weight.dtype == torch.bfloat16 and weight.shape[1] % depth == 0 and getattr(self.library, taken)():
-                return form
-        return Format.BFLOAT16
+        pairs = self.library.eesd_takes_pairs() and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+        return Format.PAIRS if pairs else Format.BFLOAT16
 
     def _layer(self, layer: Layer, keep: list[Tensor]) -> structs.Layer:
         def norm(name: str) -> int | None:

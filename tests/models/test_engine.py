@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from eesd.decoding.chain import read_signal
 from eesd.errors import EesdError
-from eesd.models import graphs, kernels, transformer
+from eesd.models import graphs, transformer
 from eesd.models.cache import KVCache, read
 from eesd.models.engine import attach_engine, make_engine
 from eesd.models.graphs import GraphEngine, Rerun
@@ -267,59 +264,6 @@ def test_calls_left_to_torch() -> None:
         assert close(answer(), expected, 1e-5)
     out = fast.run(hidden.requires_grad_(), slice(None))
     assert torch.autograd.grad(out.sum(), hidden)[0].abs().sum() > 0
-
-
-def test_without_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.delenv("EESD_ENGINE", raising=False)
-    target = tiny_target()
-    engine = attach_engine(target)
-    assert engine.name == "torch (no compiler)" and "no-such-compiler" in engine.reason
-    with torch.inference_mode():
-        assert target.logits(target.embed(torch.arange(3)[None])).shape == (1, 3, target.config.vocab_size)
-    with pytest.raises(EesdError, match="install"):
-        make_engine("cpp")
-
-
-@needs_compiler
-def test_build_failure_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv("EESD_CACHE", str(tmp_path))
-    monkeypatch.delenv("EESD_ENGINE", raising=False)
-    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "--no-such-flag"))
-    engine = make_engine()
-    assert engine.name == "torch (build failed)" and "no-such-flag" in engine.reason
-    assert not list(tmp_path.glob("*.so"))
-
-
-def test_engine_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EESD_ENGINE", "torch")
-    assert make_engine().name == "torch (chosen)"
-    with pytest.raises(EesdError, match="Did you mean 'torch'"):
-        make_engine("torhc")
-
-
-@needs_compiler
-def test_library_key_follows_sources_and_flags(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    before = kernels.library_key("g++")
-    assert kernels.library_key("g++") == before
-    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g"))
-    flagged = kernels.library_key("g++")
-    for path in kernels.KERNELS.glob("*.[ch]*"):
-        shutil.copy(path, tmp_path)
-    monkeypatch.setattr(kernels, "KERNELS", tmp_path)
-    assert kernels.library_key("g++") == flagged
-    (tmp_path / "tile.h").write_text("// changed")
-    assert len({before, flagged, kernels.library_key("g++")}) == 3
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_two_processes_build_one_library(tmp_path) -> None:
-    code = "from eesd.models.kernels import build; print(build())"
-    environment = {**os.environ, "EESD_CACHE": str(tmp_path)}
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) for _ in range(2)]
-    paths = {run.communicate()[0] for run in runs}
-    assert len(paths) == 1 and len(list(tmp_path.glob("*.so"))) == 1 and all(run.returncode == 0 for run in runs)
 
 
 @needs_compiler

@@ -8,7 +8,7 @@
 
 #include "tile.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define EESD_TILES 1
@@ -37,6 +37,9 @@ bool tiles_allowed() {
     return allowed;
 }
 
+// Whether products over so many k go by tiles.
+bool by_tiles(int k_count) { return k_count % TILE_DEPTH == 0 && tiles_allowed(); }
+
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
@@ -55,7 +58,7 @@ class Tiles {
     int height_ = 0;
 
    public:
-    explicit Tiles(bool used) : used_(used) {
+    explicit Tiles(bool used) : used_(used && tiles_allowed()) {
         constexpr unsigned SMALLEST_ARE_ZERO = 0x8040;
         if (!used_) return;
         as_in_memory(before_);

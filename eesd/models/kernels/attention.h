@@ -312,7 +312,7 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
     live = std::min(live - start, CHUNK);
 #if defined(EESD_TILES)
     if constexpr (std::is_same_v<C, bf16>)
-        if (tiles_allowed() && s.dim % TILE_DEPTH == 0)
+        if (by_tiles(s.dim))
             return attend_chunk_by_tiles(a, batch, head, chunk, live, keys, values, next);
 #endif
 

@@ -43,6 +43,23 @@ class Barrier {
     }
 };
 
+struct Place {
+    int thread, threads;  // a runtime may give fewer than asked for
+};
+
+// A thread's place in a parallel region; `arrived`: of this region, 0 before it.
+Place take_place(std::atomic<int>& arrived) {
+#if defined(__clang__)
+    // Its threads are of another runtime than torch's, whose functions, loaded first, would answer for them.
+    int thread = arrived.fetch_add(1);
+#pragma omp barrier
+    return {thread, arrived.load()};
+#else
+    (void)arrived;
+    return {omp_get_thread_num(), omp_get_num_threads()};
+#endif
+}
+
 void read_states(const void* input, bool is_bf16, int rows, int hidden, float* states, size_t stride) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < hidden; i++) {
@@ -62,7 +79,7 @@ void write_states(const float* states, size_t stride, bool is_bf16, int rows, in
     }
 }
 
-// Rows of activations that products read: rounded too where the weights are PAIRS or TILES.
+// Rows of activations that products read: rounded too where the weights are PAIRS.
 struct Activations {
     float* data;
     bf16* narrow;
@@ -106,8 +123,6 @@ int eesd_takes_pairs() {
 #endif
 }
 
-int eesd_takes_tiles() { return tiles_allowed(); }
-
 const char* eesd_simd() {
     if (tiles_allowed()) return "amx";
 #if defined(__AVX512BF16__)
@@ -135,7 +150,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
 
     bool rounded = false;
     for (const Matrix* m : {&layers[0]->qkv, &layers[0]->o, &layers[0]->gate_up, &layers[0]->down})
-        rounded = rounded || m->format >= PAIRS;
+        rounded = rounded || m->format == PAIRS;
     auto narrow = [&](int which, size_t size) { return rounded ? reinterpret_cast<bf16*>(scratch(which, size / 2)) : nullptr; };
     float* states = scratch(0, rows * hidden_row);
     float* qkv = scratch(1, rows * qkv_row);
@@ -147,10 +162,12 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
                       size_t(QUERIES) * std::max(s.dim, CHUNK) / 2 + 64;
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
+    std::atomic<int> arrived{0};
 
 #pragma omp parallel num_threads(call->threads)
     {
-        int thread = omp_get_thread_num(), threads = omp_get_num_threads();  // a runtime may give fewer than asked for
+        const Place place = take_place(arrived);
+        const int thread = place.thread, threads = place.threads;
         float* own_data = own_all + own_size * thread;
         // Every thread norms all rows itself: cheaper than to wait.
         Activations normed{own_data, rounded ? reinterpret_cast<bf16*>(own_data + rows * hidden_row) : nullptr, hidden_row};
@@ -158,7 +175,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
         bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * QUERIES);
-        Tiles tiles((s.is_bf16 || rounded) && tiles_allowed());
+        Tiles tiles(s.is_bf16 || rounded);
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
             for (int r = 0; r < rows; r++) {
@@ -215,17 +232,19 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
 void eesd_linear(const Matrix* m, const float* norm, float eps, const void* input, int is_bf16, int rows, float* output,
                  int64_t out_row, int threads) {
     size_t row = padded(m->inputs);
-    bf16* narrow = m->format >= PAIRS ? reinterpret_cast<bf16*>(scratch(8, rows * row / 2)) : nullptr;
+    bf16* narrow = m->format == PAIRS ? reinterpret_cast<bf16*>(scratch(8, rows * row / 2)) : nullptr;
     Activations states{scratch(7, rows * row), narrow, row};
     read_states(input, is_bf16, rows, m->inputs, states.data, row);
     for (int r = 0; r < rows; r++) {
         if (norm) rms_norm(states.data + r * row, norm, states.data + r * row, m->inputs, eps);
         states.round(r, 0, m->inputs);
     }
+    std::atomic<int> arrived{0};
 #pragma omp parallel num_threads(threads)
     {
-        Tiles tiles(m->format == TILES);
-        Part mine = part(panel_count(*m), omp_get_thread_num(), omp_get_num_threads());
+        Place place = take_place(arrived);
+        Tiles tiles(m->format == PAIRS);
+        Part mine = part(panel_count(*m), place.thread, place.threads);
         product(*m, mine, states.rows(rows), {output, size_t(out_row), false}, tiles);
     }
 }

@@ -20,7 +20,6 @@ class Format(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     PAIRS = 2
-    TILES = 3
 
 
 def bfloat16_exact(weight: Tensor) -> bool:
@@ -31,14 +30,14 @@ def bfloat16_exact(weight: Tensor) -> bool:
 def panels(weight: Tensor, panel: int, form: Format) -> Tensor:
     """weight [outputs, k] -> [panels, k, panel], padded with zeros.
 
-    BFLOAT16 alternates the two halves of a panel, PAIRS and TILES have [panels, k / 2, panel, 2].
+    BFLOAT16 alternates the two halves of a panel, PAIRS has [panels, k / 2, panel, 2].
     """
     k = weight.shape[1]
     weight = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % panel))
     weight = weight.float() if form == Format.FLOAT32 else weight.bfloat16()
     if form == Format.BFLOAT16:
         return weight.view(-1, 2, panel // 2, k).permute(0, 3, 2, 1).flatten(2)
-    if form in (Format.PAIRS, Format.TILES):
+    if form == Format.PAIRS:
         return weight.view(-1, panel, k // 2, 2).transpose(1, 2).flatten(2)
     return weight.view(-1, panel, k).transpose(1, 2)
 

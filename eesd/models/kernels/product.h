@@ -7,9 +7,9 @@
 
 namespace {
 
-enum Format : int32_t { FLOAT32, BFLOAT16, PAIRS, TILES };
+enum Format : int32_t { FLOAT32, BFLOAT16, PAIRS };
 
-struct Matrix {  // packed [panels][k][PANEL] on the Python side, as PAIRS and TILES [panels][k / 2][PANEL][2]
+struct Matrix {  // packed [panels][k][PANEL] on the Python side, as PAIRS [panels][k / 2][PANEL][2]
     const void* data;
     const float* bias;  // null: none
     int32_t outputs, inputs;
@@ -25,7 +25,7 @@ Part part(int count, int thread, int threads) {
 
 struct Rows {
     const float* data;
-    const bf16* narrow;  // the same numbers rounded, for PAIRS and TILES; null where there are none
+    const bf16* narrow;  // the same numbers rounded, for PAIRS; null where there are none
     size_t stride;
     int count;
 };
@@ -163,11 +163,11 @@ void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& til
 #endif
 
 void product(const Matrix& m, Part panels, Rows x, Output y, Tiles& tiles) {
+#if defined(EESD_TILES)
+    if (m.format == PAIRS && by_tiles(m.inputs)) return product_of_tiles(m, panels, x, y, tiles);
+#endif
     (void)tiles;
     switch (m.format) {
-#if defined(EESD_TILES)
-        case TILES: return product_of_tiles(m, panels, x, y, tiles);
-#endif
         case FLOAT32: return product_as<float>(m, panels, x, y);
         case BFLOAT16: return product_as<bf16>(m, panels, x, y);
 #if defined(__AVX512BF16__)

@@ -4,8 +4,8 @@
 // one fused multiply-add a step. So a number depends neither on how many query rows are computed with it, nor on the
 // number of threads, nor on the width of the vectors.
 //
-// Processors with bfloat16 dot products, and no tiles, take bfloat16 models in pairs of k: two products are added to a sum in one
-// step, twice the arithmetic of float32. Activations are rounded to bfloat16 for it, as torch does.
+// Processors with bfloat16 dot products, and no tiles, take bfloat16 models in pairs of k: two products are added to a
+// sum in one step, twice the arithmetic of float32. Activations are rounded to bfloat16 for it, as torch does.
 #pragma once
 
 #include <cstddef>
