@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from eesd.distill.padding import pad_positions
 from eesd.distill.record import Trace
 from eesd.distill.vocabulary import PromptWords
 from eesd.models.transformer import Transformer
@@ -57,7 +57,7 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     device, depth = target.device, target.config.num_layers
     lengths = torch.tensor([len(trace.tokens) - 1 for trace in traces])
     begins = torch.tensor([trace.learnt_from - 1 for trace in traces])
-    final = _padded([trace.states[depth] for trace in traces], device)
+    final = pad_positions([trace.states[depth] for trace in traces]).to(device, torch.float32)
     # Where tokens with labels are predicted, in the order in which the traces hold these.
     positions = torch.arange(final.shape[1])
     where = ((positions >= begins[:, None]) & (positions < lengths[:, None])).nonzero(as_tuple=True)
@@ -72,8 +72,9 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
 
     with torch.no_grad():
         final = target.norm(final)
+    states = pad_positions([trace.states[exit_layer] for trace in traces]) if exit_layer else None
     return Batch(
-        _padded([trace.states[exit_layer] for trace in traces], device) if exit_layer else None,
+        None if states is None else states.to(device, torch.float32),
         final,
         F.pad(final[:, :-1], (0, 0, 1, 0)),
         begins.to(device),
@@ -83,11 +84,6 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
         spread([trace.teacher_probs for trace in traces], torch.float32),
         spread([trace.tokens[trace.learnt_from :] for trace in traces], torch.long),
     )
-
-
-def _padded(states: list[Tensor], device: torch.device) -> Tensor:
-    """States [n, hidden] of every trace as [batch, seq, hidden] in float32, zeros behind each."""
-    return pad_sequence(states, batch_first=True).to(device, torch.float32)
 
 
 def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[Trace]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
 from eesd.distill.origin import Origin
+from eesd.distill.padding import ROUND, pad_rows
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
 from eesd.distill.vocabulary import PromptWords, choose_vocabulary, row_of_token
@@ -180,7 +181,7 @@ class ExitStudent(Student):
 
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
-        first, later = int(batch.begins.min()), int(batch.answers.min())
+        first, later = (int(begins.min()) // ROUND * ROUND for begins in (batch.begins, batch.answers))
         estimates = rollout(self.module, batch.states, batch.context, self.target.rotary, depth, first, later)
         logits = None
         for step, estimate in enumerate(estimates, 1):
@@ -194,8 +195,9 @@ class ExitStudent(Student):
     def _logits(self, estimates: Tensor, batch: Batch, where: Tensor) -> Tensor:
         """Logits [n, rows] of the estimates [n, hidden] at the n predictions `where` [batch, seq]."""
         if batch.words is None:
-            return self.module.logits(estimates)
-        return batch.words.mask(head_logits(estimates, None, batch.words.weight), where.nonzero()[:, 0])
+            return self.module.logits(pad_rows(estimates))[: len(estimates)]
+        logits = head_logits(pad_rows(estimates), None, batch.words.weight)[: len(estimates)]
+        return batch.words.mask(logits, where.nonzero()[:, 0])
 
 
 class MedusaStudent(Student):
@@ -221,7 +223,8 @@ class MedusaStudent(Student):
         states = batch.context
         for head in range(min(depth, self.depth)):
             where = batch.predicting(head + 1)
-            yield where, self.module.logits(states[where], head)
+            found = states[where]
+            yield where, self.module.logits(pad_rows(found), head)[: len(found)]
             # The next token of the same round lies one position further from the state that all heads read.
             states = F.pad(states[:, :-1], (0, 0, 1, 0))
 

@@ -25,6 +25,8 @@ from eesd.models.transformer import Transformer
 TEACHER_TOP = 64
 # Retiring rows copies the cache; worth it once this share of the rows is done.
 RETIRE_SHARE = 0.25
+# Tokens among which the most probable one is looked for first.
+GROUP = 32
 # Positions whose laws over the vocabulary are held at once.
 LAWS = 1024
 
@@ -80,28 +82,39 @@ def as_they_are(traces: Sequence[Trace]) -> Sequence[Trace]:
     return traces
 
 
-class _Recorder:
-    """Collects the trace of one row, step by step."""
+class _Answers:
+    """The answers of a batch while they are written, on the CPU: a step fills one slice of every tensor."""
 
-    def __init__(self, prompt: Sequence[int], layers: Collection[int], learnt_from: int) -> None:
-        self.prompt_tokens, self.learnt_from = len(prompt), learnt_from
-        self.tokens = list(prompt)
-        self.states: dict[int, list[Tensor]] = {n: [] for n in layers}
-        self.teacher: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, count: int, most: int, layers: Collection[int], target: Transformer) -> None:
+        top = min(TEACHER_TOP, target.config.vocab_size) if layers else 0
+        self.tokens = torch.zeros(count, most, dtype=torch.int32)
+        self.lengths = torch.zeros(count, dtype=torch.long)
+        self.states = {n: torch.zeros(count, most, target.config.hidden_size, dtype=torch.float16) for n in layers}
+        self.teacher = [torch.zeros(count, most, top, dtype=dtype) for dtype in (torch.int32, torch.float16)]
 
-    def trace(self) -> Trace:
-        tokens = torch.tensor(self.tokens, dtype=torch.int32)
-        if not self.teacher:
-            return Trace(self.prompt_tokens, tokens, learnt_from=self.learnt_from)
-        ids, probs = zip(*self.teacher, strict=True)
-        return Trace(
-            self.prompt_tokens,
-            tokens,
-            {n: torch.cat(parts) for n, parts in self.states.items()},
-            torch.stack(ids).to("cpu", torch.int32),
-            torch.stack(probs).to("cpu", torch.float16),
-            self.learnt_from,
-        )
+    def add_tokens(self, step: int, which: Tensor, tokens: Tensor, teacher: Sequence[Tensor]) -> None:
+        """The next token of the answers `which` [n], with ids and probabilities [n, 64] of what was probable there."""
+        self.tokens[which, step] = tokens.int()
+        self.lengths[which] = step + 1
+        for all_labels, labels in zip(self.teacher, teacher, strict=False):
+            all_labels[which, step] = labels.to("cpu", all_labels.dtype)
+
+    def add_states(self, step: int, which: Tensor, states: dict[int, Tensor]) -> None:
+        """States [n, hidden] of that token."""
+        for n, layer_states in states.items():
+            self.states[n][which, step] = _storable(n, layer_states).cpu()
+
+    def behind(self, prompt: Trace, which: int) -> Trace:
+        """One answer behind its prompt, of which every token was fed."""
+        length = int(self.lengths[which])
+        tokens = torch.cat([prompt.tokens, self.tokens[which, :length]])
+        states = {n: torch.cat([states, self.states[n][which, : length - 1]]) for n, states in prompt.states.items()}
+        known = (prompt.teacher_ids, prompt.teacher_probs)
+        labels = [
+            None if part is None else torch.cat([part, written[which, :length]])
+            for part, written in zip(known, self.teacher, strict=True)
+        ]
+        return Trace(prompt.prompt_tokens, tokens, states, *labels, prompt.learnt_from)
 
 
 @torch.inference_mode()
@@ -121,63 +134,69 @@ def record_batch(
     but the text. learnt_from: the first token of every prompt that has labels, in its first trace; None: of its answer.
     Every output has at least one token.
     """
-    device = target.device
+    device, times = target.device, len(temperatures)
     generator = torch.Generator(device).manual_seed(seed)
-    learnt_from = learnt_from or [len(prompt) for prompt in prompts]
-    recorders = [
-        _Recorder(prompt, layers, len(prompt) if again else first)
-        for prompt, first in zip(prompts, learnt_from, strict=True)
-        for again in range(len(temperatures))
-    ]
-    heat = torch.tensor(list(temperatures) * len(prompts), device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    cache = target.new_cache(int(lengths.max()) + max_new_tokens, batch=len(prompts))
-    padded = torch.zeros((len(prompts), int(lengths.max())), dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
-
-    states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
-    if layers:
-        counts = zip(learnt_from, lengths.tolist(), strict=True)
-        known = [final[row, first - 1 : end - 1] for row, (first, end) in enumerate(counts)]
-        for recorder, (ids, probs) in zip(recorders[:: len(temperatures)], _labels(target, known), strict=True):
-            recorder.teacher += zip(ids, probs, strict=True)
+    cache = target.new_cache(max(map(len, prompts)) + max_new_tokens, batch=len(prompts))
+    read, final = _read_prompts(target, prompts, layers, cache, learnt_from or [len(prompt) for prompt in prompts])
     # The prompt is run once, however often it is continued.
-    fan = torch.arange(len(prompts), device=device).repeat_interleave(len(temperatures))
-    if len(temperatures) > 1:
+    fan = torch.arange(len(prompts), device=device).repeat_interleave(times)
+    if times > 1:
         cache.keep_rows(fan)
-    states, lengths = {n: layer_states[fan] for n, layer_states in states.items()}, lengths[fan]
-    final = final[fan, lengths - 1]
-    counts = lengths.tolist()
-    live: list[int | None] = list(range(len(recorders)))  # recorder of every batch row; None once it is finished
+    final, slots = final[fan], torch.tensor([len(prompt) for prompt in prompts], device=device)[fan]
+    heat = torch.tensor(list(temperatures) * len(prompts), device=device)
+    answers = _Answers(len(fan), max_new_tokens, layers, target)
+    stop = torch.tensor(list(eos), dtype=torch.long)
+    # Which answer every batch row writes, and whether it still does.
+    which, going = torch.arange(len(fan)), torch.ones(len(fan), dtype=torch.bool)
     for step in range(max_new_tokens):
-        for n, layer_states in states.items():
-            stored = _storable(n, layer_states).cpu()
-            for row, owner in enumerate(live):
-                if owner is not None:
-                    recorders[owner].states[n].append(stored[row, : counts[owner] if step == 0 else 1])
         logits = target.logits(final).float()
-        if layers:
-            teacher = _teacher(logits)
-        tokens = _next_tokens(logits, heat, generator)
-        for row, owner in enumerate(live):
-            if owner is not None:
-                recorders[owner].tokens.append(tokens[row])
-                if layers:
-                    recorders[owner].teacher.append((teacher[0][row], teacher[1][row]))
-        if step == max_new_tokens - 1:
+        teacher = _teacher(logits) if layers else ()
+        best = teacher[0][:, 0] if layers else logits.argmax(-1)
+        tokens = _next_tokens(logits, best, heat, generator).cpu()
+        answers.add_tokens(step, which[going], tokens[going], [labels[going] for labels in teacher])
+        going = going & ~torch.isin(tokens, stop)
+        if step == max_new_tokens - 1 or not going.any():
             break
-        live = [None if owner is None or token in eos else owner for owner, token in zip(live, tokens, strict=True)]
-        if not any(owner is not None for owner in live):
-            break
-        if live.count(None) >= RETIRE_SHARE * len(live):
-            rows = [row for row, owner in enumerate(live) if owner is not None]
-            cache.keep_rows(torch.tensor(rows, device=device))
-            lengths, heat, tokens, live = lengths[rows], heat[rows], [tokens[r] for r in rows], [live[r] for r in rows]
-        fed = torch.tensor(tokens, device=device)[:, None]
-        states, final = _run_by_exits(target, target.embed(fed), layers, cache, lengths[:, None])
-        lengths, final = lengths + 1, final[:, 0]
-    return [recorder.trace() for recorder in recorders]
+        if going.sum() <= (1 - RETIRE_SHARE) * len(going):
+            rows = going.nonzero()[:, 0]
+            cache.keep_rows(rows.to(device))
+            slots, heat = slots[rows], heat[rows]
+            which, tokens, going = which[rows], tokens[rows], going[rows]
+        states, final = _run_by_exits(target, target.embed(tokens[:, None].to(device)), layers, cache, slots[:, None])
+        answers.add_states(step, which[going], {n: layer_states[going, 0] for n, layer_states in states.items()})
+        slots, final = slots + 1, final[:, 0]
+    prompt_of = [prompt if again == 0 else prompt.answer_alone() for prompt in read for again in range(times)]
+    return [answers.behind(prompt, i) for i, prompt in enumerate(prompt_of)]
+
+
+def _read_prompts(
+    target: Transformer,
+    prompts: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    cache: KVCache,
+    learnt_from: Sequence[int],
+) -> tuple[list[Trace], Tensor]:
+    """Fill the cache: traces of the prompts, with states of all their tokens, and the last final states [n, hidden]."""
+    tokens = [torch.tensor(prompt, dtype=torch.int32) for prompt in prompts]
+    padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).long().to(target.device)
+    states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
+    last = [final[row, len(prompt) - 1] for row, prompt in enumerate(prompts)]
+    if not layers:
+        traces = [Trace(len(ids), ids, learnt_from=first) for ids, first in zip(tokens, learnt_from, strict=True)]
+        return traces, torch.stack(last)
+    stored = {n: _storable(n, layer_states).cpu() for n, layer_states in states.items()}
+    predicting = [final[row, learnt_from[row] - 1 : len(ids) - 1] for row, ids in enumerate(tokens)]
+    traces = [
+        Trace(
+            len(ids),
+            ids,
+            {n: layer_states[row, : len(ids)] for n, layer_states in stored.items()},
+            *labels,
+            learnt_from[row],
+        )
+        for row, (ids, labels) in enumerate(zip(tokens, _labels(target, predicting), strict=True))
+    ]
+    return traces, torch.stack(last)
 
 
 def record_given(
@@ -211,22 +230,19 @@ def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -
             text.prompt_tokens,
             text.tokens,
             {n: layer_states[row, : len(text.tokens) - 1] for n, layer_states in stored.items()},
-            ids.to(torch.int32),
-            probs.to(torch.float16),
+            *labels,
             text.learnt_from,
         )
-        for row, (text, (ids, probs)) in enumerate(zip(texts, _labels(target, predicting), strict=True))
+        for row, (text, labels) in enumerate(zip(texts, _labels(target, predicting), strict=True))
     ]
 
 
-def _labels(target: Transformer, states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _labels(target: Transformer, states: Sequence[Tensor]) -> list[list[Tensor]]:
     """Ids and probabilities [n, 64] of the most probable tokens after each of some final states [n, hidden]."""
-    counts = [len(part) for part in states]
-    if not sum(counts):
-        return [(torch.zeros(0), torch.zeros(0))] * len(states)
     taught = [_teacher(target.logits(part).float()) for part in torch.cat(list(states)).split(LAWS)]
-    ids, probs = (torch.cat(parts).split(counts) for parts in zip(*taught, strict=True))
-    return list(zip(ids, probs, strict=True))
+    ids, probs = (torch.cat(parts) for parts in zip(*taught, strict=True))
+    counts = [len(part) for part in states]
+    return [list(pair) for pair in zip(ids.int().split(counts), probs.half().split(counts), strict=True)]
 
 
 def _storable(layer: int, states: Tensor) -> Tensor:
@@ -238,8 +254,18 @@ def _storable(layer: int, states: Tensor) -> Tensor:
 
 def _teacher(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and probabilities of the most probable tokens, from float32 logits [rows, vocab]."""
-    values, ids = logits.topk(min(TEACHER_TOP, logits.shape[-1]), -1)
+    values, ids = _top(logits, min(TEACHER_TOP, logits.shape[-1]))
     return ids, (values - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+def _top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `topk`, in half the time on a CPU: the best lie in the `count` groups with the highest maxima."""
+    if logits.shape[-1] % GROUP or logits.shape[-1] < count * GROUP:
+        return logits.topk(count, -1)
+    groups = logits.unflatten(-1, (-1, GROUP))
+    best = groups.amax(-1).topk(count, -1).indices
+    values, at = groups.gather(-2, best[..., None].expand(-1, -1, GROUP)).flatten(-2).topk(count, -1)
+    return values, best.gather(-1, at // GROUP) * GROUP + at % GROUP
 
 
 def _run_by_exits(
@@ -253,11 +279,10 @@ def _run_by_exits(
     return states, target.run(hidden, slice(start, None), cache, slots)
 
 
-def _next_tokens(logits: Tensor, heat: Tensor, generator: torch.Generator) -> list[int]:
-    """Each row's next token from float32 logits [batch, vocab] at its temperature."""
-    chosen = logits.argmax(-1)
+def _next_tokens(logits: Tensor, best: Tensor, heat: Tensor, generator: torch.Generator) -> Tensor:
+    """Each row's next token from float32 logits [batch, vocab] at its temperature; `best` at 0."""
     sampled = heat > 0
-    if sampled.any():
-        laws = (logits[sampled] / heat[sampled, None]).softmax(-1)
-        chosen[sampled] = draw_rows(laws, generator).to(chosen.dtype)
-    return chosen.tolist()
+    if not sampled.any():
+        return best
+    laws = (logits[sampled] / heat[sampled, None]).softmax(-1)
+    return best.masked_scatter(sampled, draw_rows(laws, generator).to(best.dtype))

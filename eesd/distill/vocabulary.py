@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eesd.distill.padding import pad_rows
 from eesd.distill.record import Trace
 from eesd.drafting.vocabulary import prompt_vocabulary
 
@@ -47,8 +48,8 @@ def row_of_token(vocabulary: Tensor | None, vocab_size: int, device: torch.devic
 class PromptWords:
     """The rows of all vocabularies of a batch together, and which of them each trace may draft.
 
-    weight [rows, hidden]: of the target's output head. rows [vocab]: the row of every token, -1 if it has none.
-    draftable [batch, rows].
+    weight [rows, hidden]: of the target's output head, with rows of zeros behind. rows [vocab]: the row of every token,
+    -1 if it has none. draftable [batch, rows].
     """
 
     weight: Tensor
@@ -61,11 +62,11 @@ class PromptWords:
         device = head_weight.device
         vocabularies = [prompt_vocabulary(ranked, prompt) for prompt in prompts]
         union = torch.cat(vocabularies).unique()
-        rows = row_of_token(union, len(head_weight), device)
-        draftable = torch.zeros(len(prompts), len(union), dtype=torch.bool, device=device)
+        rows, weight = row_of_token(union, len(head_weight), device), pad_rows(head_weight[union])
+        draftable = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=device)
         for row, vocabulary in enumerate(vocabularies):
             draftable[row, rows[vocabulary]] = True
-        return cls(head_weight[union], rows, draftable)
+        return cls(weight, rows, draftable)
 
     def mask(self, logits: Tensor, traces: Tensor) -> Tensor:
         """Logits [n, rows] without what the trace of each, `traces` [n], cannot draft."""

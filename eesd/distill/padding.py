@@ -1,0 +1,27 @@
+"""Few shapes for products: on CPUs torch prepares one anew for every shape, in bfloat16 for longer than it then takes.
+
+pad_positions([state, longer])      # [n, size] and [m, size] as [2, seq, size], seq a multiple of ROUND
+pad_rows(x)                         # [n, size] with rows behind, n a multiple of 4 * ROUND
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+# Of positions; of rows, of which there are more, four times as many.
+ROUND = 32
+
+
+def pad_positions(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [n, size] as one tensor [batch, seq, size], zeros behind each."""
+    together = pad_sequence(list(parts), batch_first=True)
+    return F.pad(together, (0, 0, 0, -together.shape[1] % ROUND))
+
+
+def pad_rows(x: Tensor) -> Tensor:
+    """x [n, size] with rows of zeros behind it."""
+    return F.pad(x, (0, 0, 0, -len(x) % (4 * ROUND)))
