@@ -89,10 +89,10 @@ class Tiles {
 
 // Sums of one or two tiles of rows with two or four tiles of columns, four sums at most, over `steps` of 32 k.
 // x: where each tile of rows begins, rows `x_row` bytes apart; w: where each tile of columns begins, in pairs of k,
-// `line` bytes from one pair to the next. `ahead`: how many bytes further to fetch from memory meanwhile.
+// `line` bytes from one pair to the next. `ahead`: what to fetch from memory meanwhile, so many bytes a step.
 template <int ROWS, int COLUMNS>
 inline void tile_sums(const bf16* const (&x)[ROWS], size_t x_row, const pair* const (&w)[COLUMNS], size_t line,
-                      int steps, size_t ahead) {
+                      int steps, Ahead ahead) {
     static_assert(ROWS * COLUMNS <= 4 && COLUMNS % 2 == 0);
     __asm__ volatile("" ::: "memory");  // compilers do not know that loading a tile reads memory
     _tile_zero(0);
@@ -102,9 +102,7 @@ inline void tile_sums(const bf16* const (&x)[ROWS], size_t x_row, const pair* co
     for (int s = 0; s < steps; s++) {
         size_t at = s * line * (TILE_DEPTH / 2);
         auto column = [&](int i) { return reinterpret_cast<const char*>(w[i]) + at; };
-        if (ahead)
-            for (size_t i = 0; i < TILE_DEPTH / 2 * line; i += 64)
-                _mm_prefetch(column(0) + ahead + i, _MM_HINT_T1);
+        for (size_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.at + s * ahead.step + i, _MM_HINT_T1);
         _tile_loadd(4, x[0] + s * TILE_DEPTH, x_row);
         if constexpr (ROWS == 2) _tile_loadd(5, x[1] + s * TILE_DEPTH, x_row);
         _tile_loadd(6, column(0), line);

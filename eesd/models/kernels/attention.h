@@ -238,11 +238,12 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
 }
 
 #if defined(EESD_TILES)
-// [lines, width] numbers of a chunk in pairs of lines; from line `live` on zero. What comes `next` is fetched meanwhile.
+// [lines, width] numbers of a chunk in pairs of lines; from line `live` on zero. Those that come `next` are fetched into
+// the second cache meanwhile.
 void pair_lines(const bf16* from, int lines, int live, int width, const bf16* next, pair* to) {
     auto read = [&](int k, int n) {
         size_t at = size_t(k) * width + n;
-        __builtin_prefetch(next + at);
+        __builtin_prefetch(next + at, 0, 2);
         return k < live ? _mm512_loadu_si512(from + at) : _mm512_setzero_si512();
     };
     for (int k = 0; k < lines; k += 2)
@@ -265,26 +266,26 @@ void weigh_tiles(const Attention& a, int queries, const float* x, int k_count, c
     int n = 0, steps = k_count / TILE_DEPTH;
     for (; n + 4 * TILE_ROWS <= size; n += 4 * TILE_ROWS) {
         const pair* const columns[] = {w + n, w + n + TILE_ROWS, w + n + 2 * TILE_ROWS, w + n + 3 * TILE_ROWS};
-        tile_sums(rows, row, columns, line, steps, 0);
+        tile_sums(rows, row, columns, line, steps, {});
         store_sums<4>(out + n, out_row);
     }
     for (; n < size; n += 2 * TILE_ROWS) {
         const pair* const columns[] = {w + n, w + n + TILE_ROWS};
-        tile_sums(rows, row, columns, line, steps, 0);
+        tile_sums(rows, row, columns, line, steps, {});
         store_sums<2>(out + n, out_row);
     }
 }
 
 // As `attend_chunk`, by tiles, for heads of a multiple of 32 numbers.
 void attend_chunk_by_tiles(Attention& a, int batch, int head, int chunk, int live, const bf16* keys, const bf16* values,
-                           const bf16* next) {
+                           size_t next) {
     int group = a.shape.heads / a.shape.kv_heads, queries = a.call.seq * group, first_row = batch * a.call.seq;
     int dim = a.shape.dim, start = chunk * CHUNK;
     size_t query_row = a.chunks * a.partial_row();
     pair* paired_keys = reinterpret_cast<pair*>(a.chunk_values);
     pair* paired_values = paired_keys + size_t(CHUNK) * dim / 2;
-    pair_lines(keys, dim, dim, CHUNK, values, paired_keys);
-    pair_lines(values, CHUNK, live, dim, next, paired_values);
+    pair_lines(keys, dim, dim, CHUNK, keys + next, paired_keys);
+    pair_lines(values, CHUNK, live, dim, values + next, paired_values);
     for (int first = 0; first < queries; first += TILE_ROWS) {
         int count = std::min(TILE_ROWS, queries - first);
         float* out = a.partial_of(first_row, head * group) + first * query_row + chunk * a.partial_row();
@@ -306,7 +307,8 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
     int start = chunk * CHUNK;
     size_t offset = batch * a.call.key_batch + head * a.call.key_head, dim_row = padded(s.dim);
     C *keys = static_cast<C*>(a.keys) + offset, *values = static_cast<C*>(a.values) + offset;
-    const C* next = start + CHUNK < live ? keys + size_t(start + CHUNK) * s.dim : keys + a.call.key_head;
+    // What is most likely the next task: the next chunk, or the first one of the next head.
+    size_t next = start + CHUNK < live ? size_t(CHUNK) * s.dim : a.call.key_head - size_t(start) * s.dim;
     keys += size_t(start) * s.dim, values += size_t(start) * s.dim;
     write_chunk(a, batch, head, start, keys, values);
     live = std::min(live - start, CHUNK);
@@ -324,10 +326,10 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live) {
             out[q] = a.partial_of(row, query_head) + chunk * a.partial_row();
             scores[q] = a.scores + q * CHUNK;
         }
-        // While the keys are read the values are fetched, and meanwhile the keys of what is most likely the next task.
+        // While the keys are read the values are fetched, and meanwhile the keys of the next task.
         // Slots past the live ones hold anything: `soften` drops their scores, and their values are not read.
         Ahead to_values{reinterpret_cast<const char*>(values), CHUNK * sizeof(C)};
-        Ahead to_keys{reinterpret_cast<const char*>(next), s.dim * sizeof(C)};
+        Ahead to_keys{reinterpret_cast<const char*>(keys + next), s.dim * sizeof(C)};
         if (first > 0) to_values = to_keys = {};
         Lying<Read<C>> w{as_read(keys), CHUNK, s.dim, CHUNK};
         weigh(count, w, factors<Read<C>>(a, a.queries + size_t(first) * s.dim, count, s.dim), scores, to_values);

@@ -92,14 +92,12 @@ void product_as(const Matrix& m, Part panels, Rows x, Output y) {
 #if defined(EESD_TILES)
 // A panel times one or two tiles of rows, from tile t on.
 template <int ROWS>
-void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int t, Output y) {
-    constexpr size_t AHEAD = 8192;  // bytes: as far as memory is behind, and not further than the second cache keeps
+void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int t, Output y, Ahead ahead) {
     const pair* w = static_cast<const pair*>(m.data) + size_t(panel) * (m.inputs / 2) * PANEL;
     const pair* const columns[] = {w, w + TILE_ROWS};
     const bf16* from[ROWS];
     for (int r = 0; r < ROWS; r++) from[r] = x.narrow + rows.first(t + r) * x.stride;
-    // Only the first to read a panel waits for memory.
-    tile_sums(from, x.stride * sizeof(bf16), columns, PANEL * sizeof(pair), m.inputs / TILE_DEPTH, t ? 0 : AHEAD);
+    tile_sums(from, x.stride * sizeof(bf16), columns, PANEL * sizeof(pair), m.inputs / TILE_DEPTH, ahead);
     for (int r = 0; r < ROWS; r++) {
         alignas(64) float sums[TILE_ROWS * PANEL];
         float* to = y.data + rows.first(t + r) * y.stride + panel * PANEL;
@@ -156,9 +154,21 @@ void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& til
     if (x.count == 1)
         for (; panel + 4 <= panels.last; panel += 4) panels_of_row<4>(m, panel, x, y);
     tiles.shape(rows.height);
+    constexpr size_t NEAR = 8192;  // bytes: as far as memory is behind
+    constexpr size_t STEP = TILE_DEPTH * PANEL * sizeof(bf16);
+    const size_t steps = m.inputs / TILE_DEPTH, times = (rows.tiles + 1) / 2;
     for (; panel < panels.last; panel++)
-        for (int t = 0; t < rows.tiles; t += 2)
-            t + 1 < rows.tiles ? panel_of_tiles<2>(m, panel, x, rows, t, y) : panel_of_tiles<1>(m, panel, x, rows, t, y);
+        for (int t = 0; t < rows.tiles; t += 2) {
+            const char* at = static_cast<const char*>(m.data) + panel * steps * STEP;
+            // Every pass over a panel fetches its share of the next one; the first panel comes just before it is read.
+            Ahead ahead{at + NEAR, STEP};
+            if (times > 1 && (t || panel > panels.first)) {
+                size_t share = (STEP / times + 63) / 64 * 64;
+                ahead = {at + steps * (STEP + t / 2 * share), share};
+            }
+            t + 1 < rows.tiles ? panel_of_tiles<2>(m, panel, x, rows, t, y, ahead)
+                               : panel_of_tiles<1>(m, panel, x, rows, t, y, ahead);
+        }
 }
 #endif
 
