@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eesd.decoding.generate import generate
-from eesd.distill.record import TEACHER_TOP, record_batch, record_given
+from eesd.distill.record import TEACHER_TOP, _top, record_batch, record_given
 from tests.toys import VOCAB, tiny_target
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10], [11, 12, 13, 14]]
@@ -111,3 +111,12 @@ def test_answers_at_several_temperatures_share_the_prompt():
         ids = second.tokens.long()[None]
         states = target.run(target.embed(ids), slice(0, 3))[0, :-1]
         torch.testing.assert_close(second.states[3].float(), states, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("vocab", [4096, 2048, 4100, 100])
+def test_the_most_probable_tokens_are_found_in_groups(vocab):
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(0))
+    values, ids = _top(logits, 64)
+    assert torch.equal(values, logits.topk(64).values)
+    assert torch.equal(logits.gather(1, ids), values)
+    assert all(len(set(row)) == 64 for row in ids.tolist())

@@ -1,0 +1,53 @@
+"""Shapes are rounded up, and nothing that is learnt or measured knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eesd.distill import heads as heads_module
+from eesd.distill import padding
+from eesd.distill.corpus import read_corpus
+from eesd.distill.evaluate import evaluate
+from eesd.distill.heads import make_student
+from eesd.distill.train import batch_loss
+from eesd.models.loading import load_target
+from tests.distill.test_train import HEAD, MEDUSA
+
+
+def test_positions_and_rows_are_zeros_behind():
+    parts = [torch.ones(3, 2), torch.ones(padding.ROUND + 1, 2)]
+    together = padding.pad_positions(parts)
+    assert together.shape == (2, 2 * padding.ROUND, 2)
+    assert [int(x) for x in together.sum((1, 2))] == [6, 2 * (padding.ROUND + 1)]
+    assert padding.pad_rows(parts[0]).shape == (4 * padding.ROUND, 2)
+    assert padding.pad_rows(torch.ones(4 * padding.ROUND, 2)).shape == (4 * padding.ROUND, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"init": "lens", "context": "verified", "output_head": "tied", "vocabulary": "prompt", "vocab_rows": 32},
+        MEDUSA,
+    ],
+)
+def test_rounded_shapes_change_neither_loss_nor_gradients_nor_agreement(model, corpus, changes, monkeypatch):
+    settings = {**HEAD, **changes}
+    target = load_target(model, "float32")
+    traces = read_corpus(corpus, [2, target.config.num_layers], "train")["asdiv"]
+
+    def measured(rounded):
+        monkeypatch.setattr(padding, "ROUND", rounded)
+        monkeypatch.setattr(heads_module, "ROUND", rounded)
+        torch.manual_seed(0)
+        student = make_student(settings, target, traces)
+        loss = batch_loss(student, traces[:4])
+        loss.backward()
+        gradients = torch.cat([weight.grad.flatten() for weight in student.parameters])
+        return loss.detach(), gradients, evaluate(student, traces)
+
+    (loss, gradients, agreement), (other_loss, other_gradients, other_agreement) = measured(1), measured(32)
+    torch.testing.assert_close(loss, other_loss, rtol=1e-2, atol=0)
+    assert torch.nn.functional.cosine_similarity(gradients, other_gradients, 0) > 0.999
+    assert agreement["top1"] == pytest.approx(other_agreement["top1"], abs=0.05)
