@@ -41,7 +41,7 @@ def check_names(config: Config) -> None:
         _check_model(config, name)
     for name, corpus in config["corpora"].items():
         _check_tasks(corpus["tasks"], f"corpora.{name}.tasks")
-        check_known("task", corpus["train_answers_by_task"], corpus["tasks"], f"corpora.{name}.train_answers_by_task")
+        _check_tasks(corpus["train_answers_by_task"], f"corpora.{name}.train_answers_by_task")
     for name in config["heads"]:
         _check_head(config, name)
     for name, search in config["skips"].items():
