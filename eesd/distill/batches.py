@@ -57,7 +57,12 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     device, depth = target.device, target.config.num_layers
     lengths = torch.tensor([len(trace.tokens) - 1 for trace in traces])
     begins = torch.tensor([trace.learnt_from - 1 for trace in traces])
-    final = pad_positions([trace.states[depth] for trace in traces]).to(device, torch.float32)
+
+    def padded(layer: int) -> Tensor:
+        """States [batch, seq, hidden] after so many layers."""
+        return pad_positions([trace.states[layer] for trace in traces]).to(device, torch.float32)
+
+    final = padded(depth)
     # Where tokens with labels are predicted, in the order in which the traces hold these.
     positions = torch.arange(final.shape[1])
     where = ((positions >= begins[:, None]) & (positions < lengths[:, None])).nonzero(as_tuple=True)
@@ -66,15 +71,14 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     def spread(labels: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Labels [n, ..] of every trace at their positions [batch, seq, ..], zeros elsewhere."""
         found = torch.cat(labels).to(device, dtype)
-        padded = torch.zeros(*final.shape[:2], *found.shape[1:], dtype=dtype, device=device)
-        padded[where] = found
-        return padded
+        all_positions = torch.zeros(*final.shape[:2], *found.shape[1:], dtype=dtype, device=device)
+        all_positions[where] = found
+        return all_positions
 
     with torch.no_grad():
         final = target.norm(final)
-    states = pad_positions([trace.states[exit_layer] for trace in traces]) if exit_layer else None
     return Batch(
-        None if states is None else states.to(device, torch.float32),
+        padded(exit_layer) if exit_layer else None,
         final,
         F.pad(final[:, :-1], (0, 0, 1, 0)),
         begins.to(device),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
 from eesd.distill.origin import Origin
-from eesd.distill.padding import ROUND, pad_rows
+from eesd.distill.padding import pad_rows, round_down
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
 from eesd.distill.vocabulary import PromptWords, choose_vocabulary, row_of_token
@@ -181,7 +181,7 @@ class ExitStudent(Student):
 
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
-        first, later = (int(begins.min()) // ROUND * ROUND for begins in (batch.begins, batch.answers))
+        first, later = (round_down(int(begins.min())) for begins in (batch.begins, batch.answers))
         estimates = rollout(self.module, batch.states, batch.context, self.target.rotary, depth, first, later)
         logits = None
         for step, estimate in enumerate(estimates, 1):

@@ -22,6 +22,11 @@ def pad_positions(parts: Sequence[Tensor]) -> Tensor:
     return F.pad(together, (0, 0, 0, -together.shape[1] % ROUND))
 
 
+def round_down(position: int) -> int:
+    """The last position up to this one from which on a slice has one of few lengths."""
+    return position // ROUND * ROUND
+
+
 def pad_rows(x: Tensor) -> Tensor:
     """x [n, size] with rows of zeros behind it."""
     return F.pad(x, (0, 0, 0, -len(x) % (4 * ROUND)))

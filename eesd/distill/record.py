@@ -66,6 +66,12 @@ class Trace:
         """Tokens that heads learn to predict."""
         return len(self.tokens) - self.learnt_from
 
+    def cpu(self) -> Trace:
+        """The same trace in the memory of the CPU."""
+        labels = [None if part is None else part.cpu() for part in (self.teacher_ids, self.teacher_probs)]
+        states = {n: layer_states.cpu() for n, layer_states in self.states.items()}
+        return Trace(self.prompt_tokens, self.tokens.cpu(), states, *labels, self.learnt_from)
+
     def answer_alone(self) -> Trace:
         """The same trace, of whose prompt nothing is learnt."""
         skipped = self.prompt_tokens - self.learnt_from
@@ -86,17 +92,18 @@ class _Answers:
     """The answers of a batch while they are written, on the CPU: a step fills one slice of every tensor."""
 
     def __init__(self, count: int, most: int, layers: Collection[int], target: Transformer) -> None:
-        top = min(TEACHER_TOP, target.config.vocab_size) if layers else 0
+        top = min(TEACHER_TOP, target.config.vocab_size)
         self.tokens = torch.zeros(count, most, dtype=torch.int32)
         self.lengths = torch.zeros(count, dtype=torch.long)
         self.states = {n: torch.zeros(count, most, target.config.hidden_size, dtype=torch.float16) for n in layers}
-        self.teacher = [torch.zeros(count, most, top, dtype=dtype) for dtype in (torch.int32, torch.float16)]
+        kinds = (torch.int32, torch.float16) if layers else ()
+        self.teacher = [torch.zeros(count, most, top, dtype=kind) for kind in kinds]
 
     def add_tokens(self, step: int, which: Tensor, tokens: Tensor, teacher: Sequence[Tensor]) -> None:
         """The next token of the answers `which` [n], with ids and probabilities [n, 64] of what was probable there."""
         self.tokens[which, step] = tokens.int()
         self.lengths[which] = step + 1
-        for all_labels, labels in zip(self.teacher, teacher, strict=False):
+        for all_labels, labels in zip(self.teacher, teacher, strict=True):
             all_labels[which, step] = labels.to("cpu", all_labels.dtype)
 
     def add_states(self, step: int, which: Tensor, states: dict[int, Tensor]) -> None:
@@ -108,13 +115,10 @@ class _Answers:
         """One answer behind its prompt, of which every token was fed."""
         length = int(self.lengths[which])
         tokens = torch.cat([prompt.tokens, self.tokens[which, :length]])
-        states = {n: torch.cat([states, self.states[n][which, : length - 1]]) for n, states in prompt.states.items()}
-        known = (prompt.teacher_ids, prompt.teacher_probs)
-        labels = [
-            None if part is None else torch.cat([part, written[which, :length]])
-            for part, written in zip(known, self.teacher, strict=True)
-        ]
-        return Trace(prompt.prompt_tokens, tokens, states, *labels, prompt.learnt_from)
+        states = {n: torch.cat([part, self.states[n][which, : length - 1]]) for n, part in prompt.states.items()}
+        known = (prompt.teacher_ids, prompt.teacher_probs) if self.teacher else ()
+        labels = [torch.cat([part, made[which, :length]]) for part, made in zip(known, self.teacher, strict=True)]
+        return Trace(prompt.prompt_tokens, tokens, states, *labels, learnt_from=prompt.learnt_from)
 
 
 @torch.inference_mode()
@@ -136,13 +140,17 @@ def record_batch(
     """
     device, times = target.device, len(temperatures)
     generator = torch.Generator(device).manual_seed(seed)
-    cache = target.new_cache(max(map(len, prompts)) + max_new_tokens, batch=len(prompts))
-    read, final = _read_prompts(target, prompts, layers, cache, learnt_from or [len(prompt) for prompt in prompts])
+    lengths = [len(prompt) for prompt in prompts]
+    cache = target.new_cache(max(lengths) + max_new_tokens, batch=len(prompts))
+    given = _texts(prompts, [[]] * len(prompts), learnt_from)
+    read, final = _read(target, given, lengths, layers, cache)
+    read = [prompt.cpu() for prompt in read]
     # The prompt is run once, however often it is continued.
     fan = torch.arange(len(prompts), device=device).repeat_interleave(times)
     if times > 1:
         cache.keep_rows(fan)
-    final, slots = final[fan], torch.tensor([len(prompt) for prompt in prompts], device=device)[fan]
+    slots = torch.tensor(lengths, device=device)[fan]
+    final = final[fan, slots - 1]
     heat = torch.tensor(list(temperatures) * len(prompts), device=device)
     answers = _Answers(len(fan), max_new_tokens, layers, target)
     stop = torch.tensor(list(eos), dtype=torch.long)
@@ -169,36 +177,6 @@ def record_batch(
     return [answers.behind(prompt, i) for i, prompt in enumerate(prompt_of)]
 
 
-def _read_prompts(
-    target: Transformer,
-    prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    cache: KVCache,
-    learnt_from: Sequence[int],
-) -> tuple[list[Trace], Tensor]:
-    """Fill the cache: traces of the prompts, with states of all their tokens, and the last final states [n, hidden]."""
-    tokens = [torch.tensor(prompt, dtype=torch.int32) for prompt in prompts]
-    padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).long().to(target.device)
-    states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
-    last = [final[row, len(prompt) - 1] for row, prompt in enumerate(prompts)]
-    if not layers:
-        traces = [Trace(len(ids), ids, learnt_from=first) for ids, first in zip(tokens, learnt_from, strict=True)]
-        return traces, torch.stack(last)
-    stored = {n: _storable(n, layer_states).cpu() for n, layer_states in states.items()}
-    predicting = [final[row, learnt_from[row] - 1 : len(ids) - 1] for row, ids in enumerate(tokens)]
-    traces = [
-        Trace(
-            len(ids),
-            ids,
-            {n: layer_states[row, : len(ids)] for n, layer_states in stored.items()},
-            *labels,
-            learnt_from[row],
-        )
-        for row, (ids, labels) in enumerate(zip(tokens, _labels(target, predicting), strict=True))
-    ]
-    return traces, torch.stack(last)
-
-
 def record_given(
     target: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -207,41 +185,64 @@ def record_given(
     learnt_from: Sequence[int] | None = None,
 ) -> list[Trace]:
     """What the target computes while it reads each prompt and its answer, of one token or more; the rest as above."""
-    learnt_from = learnt_from or [len(prompt) for prompt in prompts]
-    texts = [
-        Trace(len(prompt), torch.tensor([*prompt, *answer], dtype=torch.int32), learnt_from=first)
-        for prompt, answer, first in zip(prompts, answers, learnt_from, strict=True)
-    ]
+    texts = _texts(prompts, answers, learnt_from)
     return reread(target, texts, layers) if layers else texts
+
+
+def _texts(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], learnt_from: Sequence[int] | None
+) -> list[Trace]:
+    """Prompts and what follows them, without states and labels."""
+    return [
+        Trace(len(prompt), torch.tensor([*prompt, *answer], dtype=torch.int32), learnt_from=first)
+        for prompt, answer, first in zip(prompts, answers, learnt_from or map(len, prompts), strict=True)
+    ]
 
 
 @torch.inference_mode()
 def reread(target: Transformer, texts: Sequence[Trace], layers: Sequence[int]) -> list[Trace]:
     """The same texts with states after each of the `layers` and the teacher's labels, all on the target's device."""
-    # The last token is predicted and not fed.
-    fed = torch.nn.utils.rnn.pad_sequence([text.tokens[:-1].long() for text in texts], batch_first=True)
     # Only the CPU engine reads keys from a cache; torch has them at hand, and all at once they would fill a GPU.
-    cache = target.new_cache(fed.shape[1], batch=len(texts)) if target.device.type == "cpu" else None
-    states, final = _run_by_exits(target, target.embed(fed.to(target.device)), layers, cache, 0)
+    most = max(len(text.tokens) for text in texts)
+    cache = target.new_cache(most, batch=len(texts)) if target.device.type == "cpu" else None
+    # The last token is predicted and not fed.
+    return _read(target, texts, [len(text.tokens) - 1 for text in texts], layers, cache)[0]
+
+
+def _read(
+    target: Transformer, texts: Sequence[Trace], fed: Sequence[int], layers: Sequence[int], cache: KVCache | None
+) -> tuple[list[Trace], Tensor]:
+    """Feed the first `fed` tokens of each text: the texts with states and labels, if there are `layers`, and all final
+    states [batch, seq, hidden]."""
+    tokens = [text.tokens[:count].long() for text, count in zip(texts, fed, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(target.device)
+    states, final = _run_by_exits(target, target.embed(padded), layers, cache, 0)
+    if not layers:
+        return list(texts), final
     stored = {n: _storable(n, layer_states) for n, layer_states in states.items()}
     predicting = [final[row, text.learnt_from - 1 : len(text.tokens) - 1] for row, text in enumerate(texts)]
-    return [
+    labels = _labels(target, predicting)
+    traces = [
         Trace(
             text.prompt_tokens,
             text.tokens,
-            {n: layer_states[row, : len(text.tokens) - 1] for n, layer_states in stored.items()},
-            *labels,
+            {n: layer_states[row, : fed[row]] for n, layer_states in stored.items()},
+            *labels[row],
             text.learnt_from,
         )
-        for row, (text, labels) in enumerate(zip(texts, _labels(target, predicting), strict=True))
+        for row, text in enumerate(texts)
     ]
+    return traces, final
 
 
 def _labels(target: Transformer, states: Sequence[Tensor]) -> list[list[Tensor]]:
     """Ids and probabilities [n, 64] of the most probable tokens after each of some final states [n, hidden]."""
+    counts = [len(part) for part in states]
+    if not sum(counts):
+        top = min(TEACHER_TOP, target.config.vocab_size)
+        return [[torch.zeros(0, top, dtype=torch.int32), torch.zeros(0, top, dtype=torch.float16)] for _ in states]
     taught = [_teacher(target.logits(part).float()) for part in torch.cat(list(states)).split(LAWS)]
     ids, probs = (torch.cat(parts) for parts in zip(*taught, strict=True))
-    counts = [len(part) for part in states]
     return [list(pair) for pair in zip(ids.int().split(counts), probs.half().split(counts), strict=True)]
 
 
@@ -253,8 +254,11 @@ def _storable(layer: int, states: Tensor) -> Tensor:
 
 
 def _teacher(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and probabilities of the most probable tokens, from float32 logits [rows, vocab]."""
+    """Ids and probabilities of the most probable tokens, from float32 logits [rows, vocab]; of equals the first."""
     values, ids = _top(logits, min(TEACHER_TOP, logits.shape[-1]))
+    ids, order = ids.sort(-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(-1, order)
     return ids, (values - logits.logsumexp(-1, keepdim=True)).exp()
 
 

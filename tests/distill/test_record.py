@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eesd.decoding.generate import generate
-from eesd.distill.record import TEACHER_TOP, _top, record_batch, record_given
+from eesd.distill.record import TEACHER_TOP, _teacher, _top, record_batch, record_given
 from tests.toys import VOCAB, tiny_target
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10], [11, 12, 13, 14]]
@@ -120,3 +120,15 @@ def test_the_most_probable_tokens_are_found_in_groups(vocab):
     assert torch.equal(values, logits.topk(64).values)
     assert torch.equal(logits.gather(1, ids), values)
     assert all(len(set(row)) == 64 for row in ids.tolist())
+
+
+def test_of_equally_probable_tokens_the_first_comes_first():
+    logits = torch.randint(0, 40, (8, 2048), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(_teacher(logits)[0][:, 0], torch.stack([(row == row.max()).nonzero()[0, 0] for row in logits]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_a_gpu_records_lies_on_the_cpu():
+    for trace in record(tiny_target().to("cuda"), temperatures=[0.0, 1.0], eos={5}):
+        parts = [trace.tokens, trace.teacher_ids, trace.teacher_probs, *trace.states.values()]
+        assert {part.device.type for part in parts} == {"cpu"}

@@ -160,7 +160,7 @@ void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& til
     for (; panel < panels.last; panel++)
         for (int t = 0; t < rows.tiles; t += 2) {
             const char* at = static_cast<const char*>(m.data) + panel * steps * STEP;
-            // Every pass over a panel fetches its share of the next one; the first panel comes just before it is read.
+            // Every pass over a panel fetches its share of the next one; the first panel is fetched by the pass that reads it.
             Ahead ahead{at + NEAR, STEP};
             if (times > 1 && (t || panel > panels.first)) {
                 size_t share = (STEP / times + 63) / 64 * 64;
