@@ -76,7 +76,7 @@ def test_paper_takes_models_and_data_from_the_hub(snakemake, root: Path):
 
 def test_data_dir_replaces_wheels(snakemake, tmp_path: Path):
     (tmp_path / "rows").mkdir()
-    for name in ("asdiv.jsonl", "HumanEval.jsonl.gz", "xsum_validation.jsonl.gz", "xsum_test.jsonl.gz"):
+    for name in ("asdiv.jsonl", "HumanEval.jsonl.gz", "xsum_validation.jsonl.gz", "xsum_test.jsonl.gz", "boolq.jsonl"):
         (tmp_path / "rows" / name).touch()
     result = snakemake("--dry-run", "--config", "data_dir=rows")
     assert planned(result.stdout)["fetch_wheel"] == 1
