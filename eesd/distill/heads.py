@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from eesd.distill.batches import Batch, make_batch
 from eesd.distill.lens import fit_lens
 from eesd.distill.origin import Origin
-from eesd.distill.padding import pad_rows, round_down
+from eesd.distill.padding import in_few_shapes, round_down
 from eesd.distill.record import Complete, Trace, as_they_are
 from eesd.distill.rollout import rollout
 from eesd.distill.vocabulary import PromptWords, choose_vocabulary, row_of_token
@@ -194,10 +195,11 @@ class ExitStudent(Student):
 
     def _logits(self, estimates: Tensor, batch: Batch, where: Tensor) -> Tensor:
         """Logits [n, rows] of the estimates [n, hidden] at the n predictions `where` [batch, seq]."""
-        if batch.words is None:
-            return self.module.logits(pad_rows(estimates))[: len(estimates)]
-        logits = head_logits(pad_rows(estimates), None, batch.words.weight)[: len(estimates)]
-        return batch.words.mask(logits, where.nonzero()[:, 0])
+        words = batch.words
+        if words is None:
+            return in_few_shapes(self.module.logits, estimates)
+        logits = in_few_shapes(lambda x: head_logits(x, None, words.weight), estimates)
+        return words.mask(logits, where.nonzero()[:, 0])
 
 
 class MedusaStudent(Student):
@@ -223,8 +225,7 @@ class MedusaStudent(Student):
         states = batch.context
         for head in range(min(depth, self.depth)):
             where = batch.predicting(head + 1)
-            found = states[where]
-            yield where, self.module.logits(pad_rows(found), head)[: len(found)]
+            yield where, in_few_shapes(partial(self.module.logits, head=head), states[where])
             # The next token of the same round lies one position further from the state that all heads read.
             states = F.pad(states[:, :-1], (0, 0, 1, 0))
 

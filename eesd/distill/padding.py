@@ -1,12 +1,12 @@
 """Few shapes for products: on CPUs torch prepares one anew for every shape, in bfloat16 for longer than it then takes.
 
 pad_positions([state, longer])      # [n, size] and [m, size] as [2, seq, size], seq a multiple of ROUND
-pad_rows(x)                         # [n, size] with rows behind, n a multiple of 4 * ROUND
+in_few_shapes(head.logits, x)       # head.logits(x), computed for a multiple of 4 * ROUND rows
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,3 +30,8 @@ def round_down(position: int) -> int:
 def pad_rows(x: Tensor) -> Tensor:
     """x [n, size] with rows of zeros behind it."""
     return F.pad(x, (0, 0, 0, -len(x) % (4 * ROUND)))
+
+
+def in_few_shapes(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `product` makes of every row of x [n, size]: [n, ..]."""
+    return product(pad_rows(x))[: len(x)]

@@ -156,19 +156,18 @@ void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& til
     tiles.shape(rows.height);
     constexpr size_t NEAR = 8192;  // bytes: as far as memory is behind
     constexpr size_t STEP = TILE_DEPTH * PANEL * sizeof(bf16);
-    const size_t steps = m.inputs / TILE_DEPTH, times = (rows.tiles + 1) / 2;
-    for (; panel < panels.last; panel++)
+    const size_t size = m.inputs / TILE_DEPTH * STEP, passes = (rows.tiles + 1) / 2;
+    const size_t share = (STEP / passes + 63) / 64 * 64;
+    for (; panel < panels.last; panel++) {
+        const char* here = static_cast<const char*>(m.data) + panel * size;
         for (int t = 0; t < rows.tiles; t += 2) {
-            const char* at = static_cast<const char*>(m.data) + panel * steps * STEP;
-            // Every pass over a panel fetches its share of the next one; the first panel is fetched by the pass that reads it.
-            Ahead ahead{at + NEAR, STEP};
-            if (times > 1 && (t || panel > panels.first)) {
-                size_t share = (STEP / times + 63) / 64 * 64;
-                ahead = {at + steps * (STEP + t / 2 * share), share};
-            }
+            // Each pass over a panel fetches its share of the next one; the first to read what nobody fetched, that.
+            bool itself = passes == 1 || (t == 0 && panel == panels.first);
+            Ahead ahead = itself ? Ahead{here + NEAR, STEP} : Ahead{here + size + t / 2 * (size / STEP) * share, share};
             t + 1 < rows.tiles ? panel_of_tiles<2>(m, panel, x, rows, t, y, ahead)
                                : panel_of_tiles<1>(m, panel, x, rows, t, y, ahead);
         }
+    }
 }
 #endif
 
