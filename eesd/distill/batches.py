@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eesd.distill.padding import pad_positions
+from eesd.distill.padding import pad_positions, round_up
 from eesd.distill.record import Trace
 from eesd.distill.vocabulary import PromptWords
 from eesd.models.transformer import Transformer
@@ -22,21 +22,26 @@ from eesd.models.transformer import Transformer
 
 @dataclass(frozen=True)
 class Batch:
-    """`batch` traces of at most `seq` + 1 tokens; position i has seen token i and predicts token i + 1.
+    """`batch` traces; a position holds one token of each and predicts the next.
+
+    All answers begin at one position, so that what is rolled out over answers is as long as the longest of them,
+    whatever the prompts: shorter ones have nothing before them.
 
     states [batch, seq, hidden]: after the exit layer, None for heads without one. final [batch, seq, hidden]: the
     target's, normalised. context [batch, seq, hidden]: `final` one position before, zero at the start.
-    begins, ends [batch]: the first position that predicts a token with a label, and one past the last. answers [batch]:
-    the first that predicts one of the answer. teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the
-    next one) hold nothing outside begins and ends. words: what each trace's head can draft, if its prompt decides that.
+    starts [batch]: the first position that holds a token. begins, ends [batch]: the first that predicts a token with a
+    label, and one past the last. answer: the one that predicts the first token of every answer.
+    teacher_ids, teacher_probs [batch, seq, top] and tokens [batch, seq] (the next one) hold nothing outside begins and
+    ends. words: what each trace's head can draft, if its prompt decides that.
     """
 
     states: Tensor | None
     final: Tensor
     context: Tensor
+    starts: Tensor
     begins: Tensor
-    answers: Tensor
     ends: Tensor
+    answer: int
     teacher_ids: Tensor
     teacher_probs: Tensor
     tokens: Tensor
@@ -48,24 +53,30 @@ class Batch:
         Prompts teach first drafted tokens only: further ones cost as much and nobody drafts there.
         """
         positions = torch.arange(self.final.shape[1], device=self.final.device)
-        begins = self.begins if depth == 1 else self.answers
-        return (positions >= begins[:, None] + depth - 1) & (positions < self.ends[:, None])
+        begins = self.begins[:, None] if depth == 1 else self.answer
+        return (positions >= begins + depth - 1) & (positions < self.ends[:, None])
 
 
 def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) -> Batch:
     """Pad, move to the target's device, widen to float32. exit_layer 0: without states of one."""
     device, depth = target.device, target.config.num_layers
-    lengths = torch.tensor([len(trace.tokens) - 1 for trace in traces])
-    begins = torch.tensor([trace.learnt_from - 1 for trace in traces])
+    answer = round_up(max(trace.prompt_tokens for trace in traces) - 1)
+    starts = torch.tensor([answer - (trace.prompt_tokens - 1) for trace in traces])
+    begins, ends = (
+        starts + torch.tensor(counts)
+        for counts in zip(*((trace.learnt_from - 1, len(trace.tokens) - 1) for trace in traces), strict=True)
+    )
+    seq = round_up(int(ends.max()))
 
     def padded(layer: int) -> Tensor:
         """States [batch, seq, hidden] after so many layers."""
-        return pad_positions([trace.states[layer] for trace in traces]).to(device, torch.float32)
+        states = [trace.states[layer] for trace in traces]
+        return pad_positions(states, starts.tolist(), seq).to(device, torch.float32)
 
     final = padded(depth)
     # Where tokens with labels are predicted, in the order in which the traces hold these.
-    positions = torch.arange(final.shape[1])
-    where = ((positions >= begins[:, None]) & (positions < lengths[:, None])).nonzero(as_tuple=True)
+    positions = torch.arange(seq)
+    where = ((positions >= begins[:, None]) & (positions < ends[:, None])).nonzero(as_tuple=True)
     where = tuple(index.to(device) for index in where)
 
     def spread(labels: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -81,9 +92,10 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
         padded(exit_layer) if exit_layer else None,
         final,
         F.pad(final[:, :-1], (0, 0, 1, 0)),
+        starts.to(device),
         begins.to(device),
-        torch.tensor([trace.prompt_tokens - 1 for trace in traces], device=device),
-        lengths.to(device),
+        ends.to(device),
+        answer,
         spread([trace.teacher_ids for trace in traces], torch.long),
         spread([trace.teacher_probs for trace in traces], torch.float32),
         spread([trace.tokens[trace.learnt_from :] for trace in traces], torch.long),
@@ -91,7 +103,7 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
 
 
 def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[Trace]]:
-    """All traces once, in batches of similar length (padding costs time) and random order.
+    """All traces once, in batches of answers of similar length (padding costs time) and random order.
 
     Traces whose prompts teach keep to themselves: a batch is rolled out from where the first of its traces learns.
     """
@@ -101,7 +113,7 @@ def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[T
     pool = 8 * batch
     batches = []
     for i in range(0, len(shuffled), pool):
-        alike = sorted(shuffled[i : i + pool], key=lambda trace: (trace.prompt_teaches, len(trace.tokens)))
+        alike = sorted(shuffled[i : i + pool], key=lambda trace: (trace.prompt_teaches, _size(trace)))
         batches += [alike[j : j + batch] for j in range(0, len(alike), batch)]
     rng.shuffle(batches)
     return batches
@@ -109,6 +121,11 @@ def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[T
 
 def in_order(traces: Sequence[Trace], batch: int) -> Iterator[list[Trace]]:
     """All traces once, by length: what measuring needs."""
-    alike = sorted(traces, key=lambda trace: len(trace.tokens))
+    alike = sorted(traces, key=_size)
     for i in range(0, len(alike), batch):
         yield alike[i : i + batch]
+
+
+def _size(trace: Trace) -> tuple[int, int]:
+    """What a trace costs in a batch: first of all its answer, over which drafts are rolled out."""
+    return round_up(trace.answer_tokens), trace.prompt_tokens

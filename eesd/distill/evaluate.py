@@ -24,12 +24,12 @@ BATCH = 8
 
 
 @torch.inference_mode()
-def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
-    """Agreement with the target's greedy choice, rolled out as in decoding along the text.
+def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> dict[str, Any]:
+    """Agreement with the target's greedy choice, rolled out to this depth as in decoding along the text.
 
     top1 and expected_acceptance (sum_x min(p, q)) by draft position, of at most 6, over `positions` first drafted
-    tokens; chain_length: drafted tokens, of at most 8, that match before the first miss, over rounds with 8 tokens to
-    come, None if there is no such round.
+    tokens; chain_length: drafted tokens, of at most `depth`, that match before the first miss, over rounds with as many
+    tokens to come, None if there is no such round.
     """
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
@@ -37,7 +37,7 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
         batch = student.batch(part)
         alive = None
         positions = torch.arange(batch.final.shape[1], device=student.target.device)
-        for step, (where, logits) in enumerate(student.predictions(batch, CHAIN)):
+        for step, (where, logits) in enumerate(student.predictions(batch, depth)):
             rows = student.rows_of(batch.teacher_ids[where], batch, where)
             right = torch.zeros_like(where)
             right[where] = logits.argmax(-1) == rows[:, 0]
@@ -48,9 +48,9 @@ def evaluate(student: Student, traces: Sequence[Trace]) -> dict[str, Any]:
             # Position i at this depth belongs to the round that began at i - step.
             alive = right if alive is None else right & _back(alive)
             begun = positions - step
-            complete = (begun >= batch.begins[:, None]) & (begun + CHAIN <= batch.ends[:, None])
+            complete = (begun >= batch.begins[:, None]) & (begun + depth <= batch.ends[:, None])
             chains += int((alive & complete).sum())
-        rounds += int((batch.ends - batch.begins - CHAIN + 1).clamp(min=0).sum())
+        rounds += int((batch.ends - batch.begins - depth + 1).clamp(min=0).sum())
     return {
         "top1": [hit / count for hit, count in zip(hits, counts, strict=True) if count],
         "expected_acceptance": [part / count for part, count in zip(overlaps, counts, strict=True) if count],

@@ -182,8 +182,10 @@ class ExitStudent(Student):
 
     def predictions(self, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rolled out as decoding does; see `rollout`."""
-        first, later = (round_down(int(begins.min())) for begins in (batch.begins, batch.answers))
-        estimates = rollout(self.module, batch.states, batch.context, self.target.rotary, depth, first, later)
+        spans = round_down(int(batch.begins.min())), batch.answer
+        estimates = rollout(
+            self.module, batch.states, batch.context, self.target.rotary, depth, *spans, starts=batch.starts
+        )
         logits = None
         for step, estimate in enumerate(estimates, 1):
             where = batch.predicting(step)

@@ -17,32 +17,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eesd.drafting.exit_head import ExitHead
-from eesd.models.transformer import Rotary, run_layers
+from eesd.models.transformer import Rotary, added
 
 
 def rollout(
-    head: ExitHead, states: Tensor, context: Tensor | None, rotary: Rotary, depth: int, first: int, later: int
+    head: ExitHead,
+    states: Tensor,
+    context: Tensor | None,
+    rotary: Rotary,
+    depth: int,
+    first: int,
+    later: int,
+    starts: Tensor | None = None,
 ) -> list[Tensor]:
     """Estimates of final states at depths 1 .. `depth`: [batch, seq - first, hidden], but of depths above 1
     [batch, seq - later, hidden].
 
     states [batch, seq, hidden] at the exit. context: normalised final states one position before, or None for a head
     without deep context, whose estimates are the same at every depth. later (at least `first`): depth j > 1 means
-    something from position later + j - 1 on.
+    something from position later + j - 1 on. starts [batch], at most `later`: where the texts begin, None: at 0.
     """
-    if not head.deep:
-        hidden = run_layers([head.layer], rotary, states, [None])
-        return [head.leave(states[:, first:], None, hidden[:, first:])] * depth
+    kind, context = states.device.type, context if head.deep else None
+    if torch.is_autocast_enabled(kind):  # as decoding has them: in the type of the products
+        states, context = (x if x is None else x.to(torch.get_autocast_dtype(kind)) for x in (states, context))
     positions = torch.arange(states.shape[1], device=states.device)
     angles = tuple(part[None, None] for part in rotary(positions, states.dtype))
     entered = head.enter(states, context)
     q, k, v = head.layer.heads(head.layer.attn_norm(entered), angles)
-    ages = positions[first:, None] - positions[None, :]
-    window = head.layer.config.window or states.shape[1]
-    attended = _attend(q[:, :, first:], k, v, (ages >= 0) & (ages < window), [])
-    estimate = head.leave(states[:, first:], context[:, first:], head.layer.finish(entered[:, first:], attended))
+    ages = positions[first:, None] - positions
+    held = positions >= (positions[:1] if starts is None else starts)[:, None]
+    seen = held[:, None] & (ages < (head.layer.config.window or states.shape[1]))
+    # A position before its text sees itself: attention to nothing is not a number.
+    attended = _attend(q[:, :, first:], k, v, (seen & (ages >= 0)) | (ages == 0), [])
+    context_from = context if context is None else context[:, first:]
+    estimate = head.leave(states[:, first:], context_from, head.layer.finish(entered[:, first:], attended))
+    if not head.deep:
+        return [estimate] * depth
     estimates, bank = [estimate], []
-    estimate, states, ages = estimate[:, later - first :], states[:, later:], ages[later - first :]
+    cut = later - first
+    estimate, states, seen, ages = estimate[:, cut:], states[:, later:], seen[:, cut:], ages[cut:]
     angles = tuple(part[:, :, later:] for part in angles)
     for step in range(1, depth):
         context = F.pad(estimate[:, :-1], (0, 0, 1, 0))
@@ -50,7 +63,7 @@ def rollout(
         q, own_k, own_v = head.layer.heads(head.layer.attn_norm(entered), angles)
         # One position further in the draft, the keys of the depths before lie one further back.
         bank = [(_back(k_), _back(v_)) for k_, v_ in bank] + [(own_k, own_v)]
-        attended = _attend(q, k, v, (ages >= step) & (ages < window), bank)
+        attended = _attend(q, k, v, seen & (ages >= step), bank)
         estimate = head.leave(states, context, head.layer.finish(entered, attended))
         estimates.append(estimate)
     return estimates
@@ -62,17 +75,21 @@ def _back(x: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bank: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention of q [batch, heads, n, dim] over shared keys [batch, kv_heads, seq, dim] where `visible` [n, seq],
-    and over one key and value of its own from every pair [batch, kv_heads, n, dim] of the bank."""
+    """Attention of q [batch, heads, n, dim] over shared keys [batch, kv_heads, seq, dim] where `visible`
+    [batch or 1, n, seq], and over one key and value of its own from every pair [batch, kv_heads, n, dim] of the bank.
+    """
     if not bank:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], enable_gqa=True)
     batch, heads, n, dim = q.shape
-    grouped = q.view(batch, k.shape[1], -1, n, dim) * dim**-0.5
-    scores = (grouped @ k[:, :, None].transpose(3, 4)).masked_fill(~visible, float("-inf"))
-    own = [(grouped * own_k[:, :, None]).sum(-1, keepdim=True) for own_k, _ in bank]
-    weights = torch.cat([scores, *own], -1).softmax(-1)
-    seq = k.shape[2]
-    found = weights[..., :seq] @ v[:, :, None]
-    for i, (_, own_v) in enumerate(bank):
-        found = found + weights[..., seq + i, None] * own_v[:, :, None]
+    kv_heads, seq = k.shape[1:3]
+    # Queries that share a key head are rows of one product.
+    grouped = q.reshape(batch, kv_heads, -1, n, dim) * dim**-0.5
+    shared = (grouped.flatten(2, 3) @ k.transpose(2, 3)).view(batch, heads, n, seq) + added(visible, q.dtype)[:, None]
+    own = torch.stack([(grouped * own_k[:, :, None]).sum(-1) for own_k, _ in bank], -1).view(batch, heads, n, -1)
+    with torch.autocast(q.device.type, enabled=False):  # which would make it float32, for products in bfloat16
+        weights = torch.cat([shared, own], -1).softmax(-1)
+    shared, own = weights.split((seq, len(bank)), -1)
+    found = (shared.reshape(batch, kv_heads, -1, seq) @ v).view(grouped.shape)
+    for weight, (_, own_v) in zip(own.view(*grouped.shape[:-1], -1).unbind(-1), bank, strict=True):
+        found = torch.addcmul(found, weight[..., None], own_v[:, :, None])
     return found.view(batch, heads, n, dim)

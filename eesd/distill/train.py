@@ -199,7 +199,7 @@ class Training:
     def __init__(self, student: Student, work: Path, stamp: str) -> None:
         self.student, self.work, self.stamp = student, work, stamp
         rate = student.settings["learning_rate"]
-        self.optimiser = torch.optim.AdamW(student.parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(student.parameters, rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
         self.step, self.earlier_s = load_checkpoint(work, stamp, student.module, self.optimiser)
 
     def learn(self, traces: Sequence[Trace], total: int) -> Tensor:
@@ -242,7 +242,7 @@ def optimise(trainings: Sequence[Training], traces: Sequence[Trace], held_out: M
                     )
             bar.update()
             if index == per_epoch - 1:
-                first = [evaluate(learning[0].student, held_out[task])["top1"][0] for task in sorted(held_out)]
+                first = [evaluate(learning[0].student, held, 1)["top1"][0] for held in held_out.values()]
                 bar.set_postfix_str(f"loss {losses[0]:.3f}, held-out top-1 {sum(first) / len(first):.3f}")
             if perf_counter() - saved > CHECKPOINT_INTERVAL_S or step == total - 1:
                 saved = perf_counter()

@@ -201,11 +201,12 @@ class Engine:
         calls = plan and self._calls(layers[0].config, rotary, hidden, caches, slots, positions, mask)
         if calls is None:
             return None
-        output = torch.empty_like(hidden)
-        row_bytes = hidden.shape[2] * hidden.element_size()
+        output, row_bytes = torch.empty_like(hidden), hidden.shape[2] * hidden.element_size()
         for block, call in calls:
             call.output = output.data_ptr() + block.first * row_bytes
-            self.library.eesd_run_layers(byref(plan.shape), plan.pointers, len(layers), byref(call))
+        groups = len({block.row for block, _ in calls})  # blocks of one batch row follow one another
+        every = (structs.Call * len(calls))(*(call for _, call in calls))
+        self.library.eesd_run_layers(byref(plan.shape), plan.pointers, len(layers), every, groups, len(calls) // groups)
         return output
 
     def exit_step(
@@ -247,7 +248,7 @@ class Engine:
         slots: int | Tensor,
         positions: Tensor | None,
         mask: Tensor | None,
-    ) -> Iterator[tuple[Block, structs.Call]] | None:
+    ) -> list[tuple[Block, structs.Call]] | None:
         """One call for each block of rows, still without an output; None where the call is not for the engine."""
         if not fits(caches.keys, caches.values, hidden.dtype):
             return None
@@ -259,7 +260,7 @@ class Engine:
         if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.values.shape[3]:
             return None
         angles = self.angles(rotary, max(position_list) + 1)
-        return self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, angles)
+        return list(self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, angles))
 
     def _blocks(
         self,
@@ -270,13 +271,14 @@ class Engine:
         mask: Tensor | None,
         angles: tuple[Tensor, Tensor],
     ) -> Iterator[tuple[Block, structs.Call]]:
-        batch, seq, size = hidden.shape
-        width = hidden.element_size()
-        call = structs.call_on(config.window, caches, angles)
-        call.mask_stride = 0 if mask is None else mask.shape[2]
+        (batch, seq, size), width = hidden.shape, hidden.element_size()
+        like = structs.call_on(config.window, caches, angles)
+        like.mask_stride = 0 if mask is None else mask.shape[2]
         for block in blocks(batch, seq):
             first, last = block.first, block.first + block.count
             numbers = (c_int32 * (2 * block.count))(*places[0][first:last], *places[1][first:last])
+            call = structs.Call.from_buffer_copy(like)
+            call.reads = hidden, mask, numbers  # which live as long as the call
             call.batch, call.seq = block.batches, block.count // block.batches
             call.input = hidden.data_ptr() + first * size * width
             call.slots = ctypes.addressof(numbers)

@@ -17,11 +17,17 @@ from eesd.models.loading import load_target
 from tests.distill.test_train import HEAD, MEDUSA
 
 
-def test_positions_and_rows_are_zeros_behind():
-    parts = [torch.ones(3, 2), torch.ones(padding.ROUND + 1, 2)]
-    together = padding.pad_positions(parts)
-    assert together.shape == (2, 2 * padding.ROUND, 2)
-    assert [int(x) for x in together.sum((1, 2))] == [6, 2 * (padding.ROUND + 1)]
+def test_lengths_are_multiples():
+    size = padding.ROUND
+    assert [padding.round_up(n) for n in (0, 1, size, size + 1)] == [0, size, size, 2 * size]
+    assert [padding.round_down(n) for n in (0, size - 1, size, 2 * size - 1)] == [0, 0, size, size]
+
+
+def test_what_is_padded_with_is_zero():
+    parts = [torch.ones(3, 2), torch.ones(4, 2)]
+    together = padding.pad_positions(parts, [1, 0], 5)
+    assert together[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+    assert torch.equal(together[:, :, 0], together[:, :, 1])
     assert padding.pad_rows(parts[0]).shape == (4 * padding.ROUND, 2)
     assert padding.pad_rows(torch.ones(4 * padding.ROUND, 2)).shape == (4 * padding.ROUND, 2)
 

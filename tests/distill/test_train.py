@@ -301,6 +301,21 @@ def test_traces_whose_prompts_teach_are_batched_together():
     assert sorted(map(len, kinds)) == [1] * 8
 
 
+def test_answers_of_a_batch_begin_at_one_position(model, corpus):
+    target = load_target(model, "float32")
+    of_all = read_corpus(corpus, [2, 4], "train")
+    traces = [trace for of_task in of_all.values() for trace in of_task][:6]
+    batch = make_batch(traces, 2, target)
+    assert len({trace.prompt_tokens for trace in traces}) > 1
+    assert batch.begins.tolist() == [batch.answer] * 6
+    for row, trace in enumerate(traces):
+        start, end = int(batch.starts[row]), int(batch.ends[row])
+        assert end - start == len(trace.tokens) - 1
+        assert batch.tokens[row, batch.answer : end].tolist() == trace.tokens[trace.prompt_tokens :].tolist()
+        assert torch.equal(batch.states[row, start:end], trace.states[2].float())
+        assert not batch.states[row, :start].any() and not batch.states[row, end:].any()
+
+
 def test_learning_rate_warms_up_and_decays():
     factors = [learning_rate_factor(step, 100) for step in range(100)]
     assert factors[0] < factors[4] == 1.0
@@ -354,6 +369,7 @@ def test_accuracies_are_shares_of_ranks_and_begin_with_agreement(model, corpus, 
         if rank < 10:
             hits[rank] += 1
     assert found[1] == pytest.approx([hit / len(logits) for hit in hits])
+    assert evaluate(student, traces, depth=2)["top1"] == agreement["top1"][:2]
 
 
 def test_untrained_medusa_heads_predict_what_the_target_does_earlier(model, corpus):

@@ -96,6 +96,26 @@ def test_training_sees_the_estimates_that_decoding_makes(lens):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, True)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_where_a_text_begins_in_its_batch_does_not_matter(lens, deep, window):
+    """Texts of 6 and 9 positions whose last 5 are the answers: each as if it were alone."""
+    target = tiny_target(window=window)
+    head = tiny_head(target, lens=lens, deep=deep)
+    texts = [torch.randn(2, 1, n, target.config.hidden_size) for n in (6, 9)]
+    starts = torch.tensor([3, 0])
+    states, context = torch.cat(
+        [F.pad(text, (0, 0, int(start), 0)) for text, start in zip(texts, starts, strict=True)], 1
+    )
+    together = rollout(head, states, context, target.rotary, depth=3, first=2, later=4, starts=starts)
+    assert all(estimates.isfinite().all() for estimates in together)
+    for row, text in enumerate(texts):
+        later = text.shape[2] - 5
+        alone = rollout(head, *text, target.rotary, depth=3, first=later, later=later)
+        for estimates, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(estimates[row, -5:], expected[0], rtol=1e-4, atol=1e-4)
+
+
 class Scripted:
     """A chain that follows a text and keeps the draft logits it was offered."""
 

@@ -112,6 +112,27 @@ def test_rows_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtyp
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seq", [1, 90, 150])
+def test_texts_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtype, seq: int) -> None:
+    """Texts that threads share out, and the last of them, which is left over, give the bits that each gives alone."""
+    fast, threads = with_engine(target.to(dtype)), torch.get_num_threads()
+    count = 5 if seq > 1 else 70
+    hidden = fast.embed(torch.randint(0, 50, (count, seq), generator=torch.Generator().manual_seed(2)))
+    with torch.inference_mode():
+        alone = [(fast.new_cache(seq), text[None]) for text in hidden]
+        outputs = torch.cat([fast.run(text, slice(None), cache) for cache, text in alone])
+        try:
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                together = fast.new_cache(seq, batch=count)
+                assert torch.equal(fast.run(hidden, slice(None), together), outputs)
+                assert torch.equal(held(together), torch.cat([held(cache) for cache, _ in alone], 2))
+        finally:
+            torch.set_num_threads(threads)
+
+
+@needs_compiler
 def test_layers_cut_in_two_and_threads_change_nothing() -> None:
     fast = with_engine(small(SHAPES["grouped"], torch.bfloat16))
     hidden = fast.embed(torch.arange(5)[None])

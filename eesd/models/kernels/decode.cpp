@@ -12,9 +12,9 @@
 
 namespace {
 
-// Buffers live as long as the process: a call allocates nothing unless it is larger than all before it.
+// Buffers live as long as their thread: a call allocates nothing unless it is larger than all before it.
 float* scratch(int which, size_t size) {
-    static std::vector<float> buffers[15];
+    static thread_local std::vector<float> buffers[15];
     auto& buffer = buffers[which];
     if (buffer.size() < size + 16) buffer.assign(size + 16, 0.0f);
     auto address = reinterpret_cast<uintptr_t>(buffer.data());
@@ -139,7 +139,7 @@ const char* eesd_simd() {
 }
 
 // Run `count` layers on rows of states; see `Call`.
-void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, const Call* call) {
+static void run_layers(const Shape* shape, const Layer* const* layers, int count, const Call* call) {
     const Shape& s = *shape;
     int rows = call->batch * call->seq, queries = call->seq * (s.heads / s.kv_heads);
     size_t hidden_row = padded(s.hidden), active_row = padded(s.intermediate), dim_row = padded(s.dim);
@@ -228,6 +228,24 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
     write_states(states, hidden_row, s.is_bf16, rows, s.hidden, call->output);
 }
 
+// `groups` times `each` calls: those of a group one after the other, groups in any order. While there are enough of them
+// every thread has groups of its own and waits for nobody within a layer; what remains is shared out by rows and heads.
+void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, const Call* calls, int groups, int each) {
+    const int threads = calls->threads, apart = threads > 1 ? groups / threads * threads : 0;
+    auto run = [&](int group, int of) {
+        for (int i = group * each; i < (group + 1) * each; i++) {
+            Call call = calls[i];
+            call.threads = of;
+            run_layers(shape, layers, count, &call);
+        }
+    };
+    if (groups > 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int group = 0; group < apart; group++) run(group, 1);
+    }
+    for (int group = groups > 1 ? apart : 0; group < groups; group++) run(group, threads);
+}
+
 // output [rows, out_row] = norm(input [rows, inputs]) times the matrix; no norm where `norm` is null.
 void eesd_linear(const Matrix* m, const float* norm, float eps, const void* input, int is_bf16, int rows, float* output,
                  int64_t out_row, int threads) {
@@ -300,7 +318,7 @@ void eesd_exit_step(const Shape* shape, const Exit* exit, const Call* call, cons
     }
     inner.output = fused;
     const Layer* layer = &exit->layer;
-    eesd_run_layers(shape, &layer, 1, &inner);
+    run_layers(shape, &layer, 1, &inner);
     if (!last) return;
     for (int i = 0; i < wanted; i++) {
         int from = i / last * call->seq + call->seq - last + i % last;
@@ -332,7 +350,7 @@ void eesd_draft_step(const Drafting* d, int64_t token, Call* first, const Call* 
     const Shape& s = *d->shape;
     auto embedding = static_cast<const char*>(d->embedding);
     first->input = const_cast<char*>(embedding + size_t(token) * s.hidden * (s.is_bf16 ? 2 : 4));
-    eesd_run_layers(d->shape, d->layers, d->count, first);
+    run_layers(d->shape, d->layers, d->count, first);
     eesd_exit_step(d->shape, d->exit, last, contexts, 1);
     eesd_linear(d->head, nullptr, 0, last->output, s.is_bf16, 1, logits, panel_count(*d->head) * PANEL, last->threads);
 }

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from eesd.models.cache import CHUNK
 
-# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core.
+# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core. Where threads read
+# texts of their own, and all weights with them, a weight should serve more rows.
 BLOCK_ROWS = 64
+OWN_BLOCK_ROWS = 128
 
 
 def integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
@@ -47,12 +49,13 @@ class Block(NamedTuple):
 
 
 def blocks(batch: int, seq: int) -> list[Block]:
-    """Blocks of at most BLOCK_ROWS: as many batch rows as fit, or each batch row for itself."""
+    """Blocks of at most BLOCK_ROWS: as many batch rows as fit; or each batch row for itself, of OWN_BLOCK_ROWS."""
     if batch * seq <= BLOCK_ROWS:
         return [Block(0, batch * seq, 0, batch, seq)]
     if seq == 1:
         return [
             Block(b, min(BLOCK_ROWS, batch - b), b, min(BLOCK_ROWS, batch - b), 1) for b in range(0, batch, BLOCK_ROWS)
         ]
-    parts = [(s, min(s + BLOCK_ROWS, seq)) for s in range(0, seq, BLOCK_ROWS)]
+    size = BLOCK_ROWS if batch == 1 else OWN_BLOCK_ROWS
+    parts = [(s, min(s + size, seq)) for s in range(0, seq, size)]
     return [Block(b * seq + s, end - s, b, 1, end) for b in range(batch) for s, end in parts]
