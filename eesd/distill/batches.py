@@ -120,7 +120,7 @@ def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[T
 
 
 def in_order(traces: Sequence[Trace], batch: int) -> Iterator[list[Trace]]:
-    """All traces once, by length: what measuring needs."""
+    """All traces once, by what they cost: what measuring needs."""
     alike = sorted(traces, key=_size)
     for i in range(0, len(alike), batch):
         yield alike[i : i + batch]

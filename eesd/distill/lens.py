@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eesd.distill.batches import Batch, in_order, make_batch
 from eesd.distill.record import Complete, Trace, as_they_are
+from eesd.distill.rollout import visible
 from eesd.drafting.exit_head import ExitHead
 from eesd.models.transformer import Transformer, run_layers
 
@@ -68,7 +69,9 @@ def _inputs(batch: Batch, target: Transformer, deep: bool, head: ExitHead | None
     """What is mapped [batch, seq, inputs]."""
     context = batch.context if deep else None
     if head:
-        hidden = run_layers([head.layer], target.rotary, head.enter(batch.states, context), [None])
+        positions = torch.arange(batch.final.shape[1], device=target.device)
+        mask = visible(batch.starts, positions, target.config.window)[:, None]
+        hidden = run_layers([head.layer], target.rotary, head.enter(batch.states, context), [None], mask=mask)
         return head.parts(batch.states, context, hidden)
     early = F.rms_norm(batch.states, batch.states.shape[-1:], eps=target.norm.eps)
     return torch.cat([early, context], -1) if deep else early

@@ -38,24 +38,22 @@ def rollout(
     something from position later + j - 1 on. starts [batch], at most `later`: where the texts begin, None: at 0.
     """
     kind, context = states.device.type, context if head.deep else None
-    if torch.is_autocast_enabled(kind):  # as decoding has them: in the type of the products
+    if torch.is_autocast_enabled(kind):  # in the type of the products, as decoding passes states from layer to layer
         states, context = (x if x is None else x.to(torch.get_autocast_dtype(kind)) for x in (states, context))
     positions = torch.arange(states.shape[1], device=states.device)
     angles = tuple(part[None, None] for part in rotary(positions, states.dtype))
     entered = head.enter(states, context)
     q, k, v = head.layer.heads(head.layer.attn_norm(entered), angles)
-    ages = positions[first:, None] - positions
-    held = positions >= (positions[:1] if starts is None else starts)[:, None]
-    seen = held[:, None] & (ages < (head.layer.config.window or states.shape[1]))
-    # A position before its text sees itself: attention to nothing is not a number.
-    attended = _attend(q[:, :, first:], k, v, (seen & (ages >= 0)) | (ages == 0), [])
+    sight = visible(positions[:1] if starts is None else starts, positions, head.layer.config.window)[:, first:]
+    attended = _attend(q[:, :, first:], k, v, sight, [])
     context_from = context if context is None else context[:, first:]
     estimate = head.leave(states[:, first:], context_from, head.layer.finish(entered[:, first:], attended))
     if not head.deep:
         return [estimate] * depth
     estimates, bank = [estimate], []
     cut = later - first
-    estimate, states, seen, ages = estimate[:, cut:], states[:, later:], seen[:, cut:], ages[cut:]
+    estimate, states, sight = estimate[:, cut:], states[:, later:], sight[:, cut:]
+    ages = positions[later:, None] - positions
     angles = tuple(part[:, :, later:] for part in angles)
     for step in range(1, depth):
         context = F.pad(estimate[:, :-1], (0, 0, 1, 0))
@@ -63,10 +61,19 @@ def rollout(
         q, own_k, own_v = head.layer.heads(head.layer.attn_norm(entered), angles)
         # One position further in the draft, the keys of the depths before lie one further back.
         bank = [(_back(k_), _back(v_)) for k_, v_ in bank] + [(own_k, own_v)]
-        attended = _attend(q, k, v, seen & (ages >= step), bank)
+        attended = _attend(q, k, v, sight & (ages >= step), bank)
         estimate = head.leave(states, context, head.layer.finish(entered, attended))
         estimates.append(estimate)
     return estimates
+
+
+def visible(starts: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Whether each of the `positions` [seq] of a text sees each, [batch, seq, seq]: those of its text, from `starts`
+    [batch] on, up to itself, at most `window` of them. One before its text sees itself: attention to nothing is not a
+    number."""
+    ages = positions[:, None] - positions
+    near = (ages >= 0) if window is None else (ages >= 0) & (ages < window)
+    return (near & (positions >= starts[:, None])[:, None]) | (ages == 0)
 
 
 def _back(x: Tensor) -> Tensor:

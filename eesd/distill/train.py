@@ -251,7 +251,8 @@ def optimise(trainings: Sequence[Training], traces: Sequence[Trace], held_out: M
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the device multiplies it faster; weights, sums and losses stay float32."""
+    """Products in bfloat16 where the device multiplies it faster, and with them an exit head's states and angles;
+    weights, their gradients and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or multiplies_bfloat16())
 
 

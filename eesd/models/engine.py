@@ -74,7 +74,7 @@ class Packed:
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """Counters that every change in place raises (an optimiser's step, loading a state)."""
+    """Counters that changes in place raise (loading a state, an optimiser's step unless it is a fused one)."""
     return [t._version for t in tensors]
 
 

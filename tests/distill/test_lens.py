@@ -12,7 +12,7 @@ from eesd.distill.calibrate import expected_calibration_error, reliability
 from eesd.distill.evaluate import CHAIN, confidences, evaluate
 from eesd.distill.lens import fit_lens
 from eesd.distill.record import Trace, record_batch
-from tests.toys import VOCAB, tiny_target
+from tests.toys import VOCAB, tiny_head, tiny_target
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,20 @@ def test_a_linear_relation_is_recovered(target):
     found = F.rms_norm(states, (size,), eps=target.norm.eps) @ weight.T + bias
     wanted = target.norm(scaled)
     assert F.mse_loss(found, wanted) < 0.15 * wanted.var()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_trained_head_maps_texts_as_if_each_were_alone(target, deep, monkeypatch):
+    prompts = [torch.arange(n) % VOCAB for n in (3, 9, 20, 5)]
+    texts = record_batch(target, [prompt.tolist() for prompt in prompts], [2, 4], 24, [0.0], set(), 0)
+    head = tiny_head(target, lens=True, deep=deep)
+    head.layer.qkv.weight.mul_(10)
+    together = fit_lens(texts, 2, target, deep, head=head)
+    monkeypatch.setattr("eesd.distill.lens.CHUNK", 1)
+    monkeypatch.setattr("eesd.distill.padding.ROUND", 1)
+    for found, expected in zip(together, fit_lens(texts, 2, target, deep, head=head), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_deep_context_explains_more(target, traces):

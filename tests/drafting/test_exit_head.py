@@ -116,6 +116,19 @@ def test_where_a_text_begins_in_its_batch_does_not_matter(lens, deep, window):
             torch.testing.assert_close(estimates[row, -5:], expected[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("lens", "deep"), [(False, False), (True, True)])
+def test_products_in_bfloat16_change_little(lens, deep):
+    target = tiny_target(qk_norm=True)
+    head = tiny_head(target, lens=lens, deep=deep)
+    states, context = torch.randn(2, 3, 40, target.config.hidden_size)
+    starts = torch.tensor([0, 7, 20])
+    exact = rollout(head, states, context, target.rotary, 3, 20, 20, starts)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = rollout(head, states, context, target.rotary, 3, 20, 20, starts)
+    for found, expected in zip(rounded, exact, strict=True):
+        assert (found - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
 class Scripted:
     """A chain that follows a text and keeps the draft logits it was offered."""
 

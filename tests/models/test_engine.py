@@ -114,8 +114,11 @@ def test_rows_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtyp
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seq", [1, 90, 150])
-def test_texts_do_not_depend_on_each_other(target: Transformer, dtype: torch.dtype, seq: int) -> None:
+def test_texts_do_not_depend_on_each_other(
+    target: Transformer, dtype: torch.dtype, seq: int, engine_alone: Callable[[], None]
+) -> None:
     """Texts that threads share out, and the last of them, which is left over, give the bits that each gives alone."""
+    engine_alone()
     fast, threads = with_engine(target.to(dtype)), torch.get_num_threads()
     count = 5 if seq > 1 else 70
     hidden = fast.embed(torch.randint(0, 50, (count, seq), generator=torch.Generator().manual_seed(2)))

@@ -107,7 +107,7 @@ def _compile(compiler: str, path: Path) -> None:
 @lru_cache
 def load(path: Path) -> ctypes.PyDLL:
     """The library's functions."""
-    # PyDLL keeps the interpreter locked: buffers inside the library are shared, and calls take milliseconds.
+    # PyDLL keeps the interpreter locked: to unlock it costs more than others could do in a call of milliseconds.
     library = ctypes.PyDLL(str(path))
     library.eesd_simd.restype = ctypes.c_char_p
     for name in ("run_layers", "linear", "softmax_statistics", "exit_step", "draft_step"):

@@ -239,7 +239,7 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
             run_layers(shape, layers, count, &call);
         }
     };
-    if (groups > 1) {
+    if (groups > 1 && apart) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
         for (int group = 0; group < apart; group++) run(group, 1);
     }

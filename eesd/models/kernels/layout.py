@@ -3,6 +3,7 @@ them, and blocks of rows."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from eesd.models.cache import CHUNK
 
-# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core. Where threads read
-# texts of their own, and all weights with them, a weight should serve more rows.
+# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core. Where
+# threads read texts of their own, and all weights with them, a weight should serve more rows.
 BLOCK_ROWS = 64
 OWN_BLOCK_ROWS = 128
 
@@ -53,9 +54,9 @@ def blocks(batch: int, seq: int) -> list[Block]:
     if batch * seq <= BLOCK_ROWS:
         return [Block(0, batch * seq, 0, batch, seq)]
     if seq == 1:
-        return [
-            Block(b, min(BLOCK_ROWS, batch - b), b, min(BLOCK_ROWS, batch - b), 1) for b in range(0, batch, BLOCK_ROWS)
-        ]
+        count = -(-batch // BLOCK_ROWS)  # of about equal blocks: threads share these out
+        cuts = [batch * i // count for i in range(count + 1)]
+        return [Block(b, end - b, b, end - b, 1) for b, end in pairwise(cuts)]
     size = BLOCK_ROWS if batch == 1 else OWN_BLOCK_ROWS
     parts = [(s, min(s + size, seq)) for s in range(0, seq, size)]
     return [Block(b * seq + s, end - s, b, 1, end) for b in range(batch) for s, end in parts]
