@@ -62,10 +62,8 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
     device, depth = target.device, target.config.num_layers
     answer = round_up(max(trace.prompt_tokens for trace in traces) - 1)
     starts = torch.tensor([answer - (trace.prompt_tokens - 1) for trace in traces])
-    begins, ends = (
-        starts + torch.tensor(counts)
-        for counts in zip(*((trace.learnt_from - 1, len(trace.tokens) - 1) for trace in traces), strict=True)
-    )
+    begins = starts + torch.tensor([trace.learnt_from - 1 for trace in traces])
+    ends = starts + torch.tensor([len(trace.tokens) - 1 for trace in traces])
     seq = round_up(int(ends.max()))
 
     def padded(layer: int) -> Tensor:

@@ -239,11 +239,11 @@ void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, 
             run_layers(shape, layers, count, &call);
         }
     };
-    if (groups > 1 && apart) {
+    if (apart) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
         for (int group = 0; group < apart; group++) run(group, 1);
     }
-    for (int group = groups > 1 ? apart : 0; group < groups; group++) run(group, threads);
+    for (int group = apart; group < groups; group++) run(group, threads);
 }
 
 // output [rows, out_row] = norm(input [rows, inputs]) times the matrix; no norm where `norm` is null.
