@@ -102,10 +102,10 @@ inline void tile_sums(const bf16* const (&x)[ROWS], size_t x_row, const pair* co
     for (int s = 0; s < steps; s++) {
         size_t at = s * line * (TILE_DEPTH / 2);
         auto column = [&](int i) { return reinterpret_cast<const char*>(w[i]) + at; };
-        for (size_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.at + s * ahead.step + i, _MM_HINT_T1);
         _tile_loadd(4, x[0] + s * TILE_DEPTH, x_row);
         if constexpr (ROWS == 2) _tile_loadd(5, x[1] + s * TILE_DEPTH, x_row);
         _tile_loadd(6, column(0), line);
+        for (size_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.at + s * ahead.step + i, _MM_HINT_T1);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (ROWS == 2) _tile_dpbf16ps(2, 5, 6);
         _tile_loadd(7, column(1), line);

@@ -50,6 +50,14 @@ float lane_sum(const float* s) {  // of 16, as a fixed tree
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
+float lane_top(const float* s) {  // of 16
+    float t[8];
+    for (int i = 0; i < 8; i++) t[i] = std::max(s[i], s[i + 8]);
+    for (int width = 4; width; width /= 2)
+        for (int i = 0; i < width; i++) t[i] = std::max(t[i], t[i + width]);
+    return t[0];
+}
+
 // Without a weight (null) all numbers weigh the same.
 void rms_norm(const float* x, const float* weight, float* y, int size, float eps) {
     float squares[16] = {};
@@ -193,7 +201,7 @@ Factors<W> factors(const Attention& a, const float* x, int queries, int size) {
     if constexpr (Kind<W>::DEPTH == 1) {
         return {x, size_t(size)};
     } else {
-        put(a.narrow, x, queries * size);
+        put_factors(a.narrow, x, queries * size);
         return {reinterpret_cast<const pair*>(a.narrow), size_t(size) / 2};
     }
 }
@@ -229,7 +237,7 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
     std::fill(tops, tops + 16, lowest);
     for (int j = 0; j < CHUNK; j += 16)
         for (int i = 0; i < 16; i++) tops[i] = scores[j + i] > tops[i] ? scores[j + i] : tops[i];
-    top = *std::max_element(tops, tops + 16) * scale;
+    top = lane_top(tops) * scale;
     float shift = top == lowest ? 0.0f : top;  // nothing seen: all weights zero
     for (int j = 0; j < CHUNK; j += LANES) store(scores + j, exponential(load(scores + j) * scale - shift));
     for (int j = 0; j < CHUNK; j += 16)
@@ -259,7 +267,7 @@ void pair_lines(const bf16* from, int lines, int live, int width, const bf16* ne
 // out [queries, size] = x [queries, k_count] times paired lines of w.
 void weigh_tiles(const Attention& a, int queries, const float* x, int k_count, const pair* w, int size, float* out,
                  size_t out_row) {
-    put(a.narrow, x, queries * k_count);
+    put_factors(a.narrow, x, queries * k_count);
     a.tiles.shape(queries);
     const bf16* const rows[] = {a.narrow};
     size_t row = k_count * sizeof(bf16), line = size * sizeof(pair);

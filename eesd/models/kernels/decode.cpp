@@ -85,27 +85,37 @@ struct Activations {
     bf16* narrow;
     size_t stride;
     Rows rows(int count) const { return {data, narrow, stride, count}; }
+    // As a matrix of this format reads them.
+    void put(Format format, int row, size_t first, const float* from, int count) const {
+        size_t at = row * stride + first;
+        format == PAIRS ? put_factors(narrow + at, from, count) : ::put(data + at, from, count);
+    }
     void round(int row, size_t first, size_t count) const {
         size_t at = row * stride + first;
-        if (narrow) put(narrow + at, data + at, count);
+        if (narrow) put_factors(narrow + at, data + at, count);
     }
 };
 
-// A share of gate and up, and silu(gate) * up for it: panels of the two alternate.
+constexpr int PAIRS_AT_ONCE = 4;  // of panels of gate and up: what they give is used before it leaves the caches
+constexpr int BOTH_ROW = 2 * PAIRS_AT_ONCE * PANEL;
+
+// A share of gate and up, and silu(gate) * up for it: panels of the two alternate. `both`: room for the rows of some.
 void gate_up(const Layer& layer, Part pairs, Rows x, float* both, Activations active, Tiles& tiles) {
-    size_t both_row = 2 * active.stride;
-    product(layer.gate_up, {2 * pairs.first, 2 * pairs.last}, x, {both, both_row, false}, tiles);
-    for (int r = 0; r < x.count; r++) {
-        for (int p = pairs.first; p < pairs.last; p++)
-            for (int i = 0; i < PANEL; i += LANES) {
-                const float* gate = both + r * both_row + 2 * p * PANEL + i;
-                vf g = load(gate), one = all(1.0f);
-                vf minus = -g;
-                minus = minus > 80.0f ? all(80.0f) : minus;
-                float* to = active.data + r * active.stride + p * PANEL + i;
-                store(to, g / (one + exponential(minus)) * load(gate + PANEL));
+    float value[PANEL];
+    for (int first = pairs.first; first < pairs.last; first += PAIRS_AT_ONCE) {
+        Part piece{first, std::min(first + PAIRS_AT_ONCE, pairs.last)};
+        product(slice(layer.gate_up, {2 * piece.first, 2 * piece.last}), {0, 2 * piece.size()}, x,
+                {both, BOTH_ROW, false}, tiles);
+        for (int r = 0; r < x.count; r++)
+            for (int p = piece.first; p < piece.last; p++) {
+                const float* gates = both + r * BOTH_ROW + 2 * (p - first) * PANEL;
+                for (int i = 0; i < PANEL; i += LANES) {
+                    vf gate = load(gates + i), up = load(gates + PANEL + i), minus = -gate;
+                    minus = minus > 80.0f ? all(80.0f) : minus;
+                    store(value + i, gate / (all(1.0f) + exponential(minus)) * up);
+                }
+                active.put(layer.down.format, r, p * PANEL, value, PANEL);
             }
-        active.round(r, pairs.first * PANEL, (pairs.last - pairs.first) * PANEL);
     }
 }
 
@@ -155,11 +165,10 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
     float* states = scratch(0, rows * hidden_row);
     float* qkv = scratch(1, rows * qkv_row);
     Activations attended{scratch(2, rows * attended_row), narrow(8, rows * attended_row), attended_row};
-    float* both = scratch(3, 2 * rows * active_row);
     Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
     float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
-    size_t own_size = 3 * rows * hidden_row / 2 + size_t(queries) * s.dim + CHUNK * (dim_row + QUERIES) +
-                      size_t(QUERIES) * std::max(s.dim, CHUNK) / 2 + 64;
+    size_t own_size = 3 * rows * hidden_row / 2 + size_t(rows) * BOTH_ROW + size_t(queries) * s.dim +
+                      CHUNK * (dim_row + QUERIES) + size_t(QUERIES) * std::max(s.dim, CHUNK) / 2 + 64;
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
     std::atomic<int> arrived{0};
@@ -171,7 +180,8 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
         float* own_data = own_all + own_size * thread;
         // Every thread norms all rows itself: cheaper than to wait.
         Activations normed{own_data, rounded ? reinterpret_cast<bf16*>(own_data + rows * hidden_row) : nullptr, hidden_row};
-        float* own_queries = own_data + 3 * rows * hidden_row / 2;
+        float* both = own_data + 3 * rows * hidden_row / 2;
+        float* own_queries = both + size_t(rows) * BOTH_ROW;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
         bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * QUERIES);

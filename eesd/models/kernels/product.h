@@ -18,9 +18,17 @@ struct Matrix {  // packed [panels][k][PANEL] on the Python side, as PAIRS [pane
 
 struct Part {
     int first, last;
+    int size() const { return last - first; }
 };
 Part part(int count, int thread, int threads) {
     return {int(int64_t(count) * thread / threads), int(int64_t(count) * (thread + 1) / threads)};
+}
+
+// Some panels of a matrix.
+Matrix slice(const Matrix& m, Part panels) {
+    size_t first = size_t(panels.first) * PANEL, width = m.format == FLOAT32 ? sizeof(float) : sizeof(bf16);
+    return {static_cast<const char*>(m.data) + first * m.inputs * width, m.bias ? m.bias + first : nullptr,
+            panels.size() * PANEL, m.inputs, m.format};
 }
 
 struct Rows {
@@ -58,7 +66,7 @@ void panel_tile(const Matrix& m, int panel, Rows x, int row, Output y, Ahead ahe
 
 template <class W>
 void panel_rows(const Matrix& m, int panel, Rows x, Part rows, Output y, Ahead ahead) {
-    switch (rows.last - rows.first) {
+    switch (rows.size()) {
 #define TILE(n) \
     case n: return panel_tile<W, n, 1>(m, panel, x, rows.first, y, ahead);
         EVERY_TILE
@@ -118,6 +126,7 @@ void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int 
 // A row times some panels by vectors, which read memory faster than tiles do, summed as those sum.
 template <int PANELS>
 void panels_of_row(const Matrix& m, int panel, Rows x, Output y) {
+    constexpr size_t NEAR = 1024 / sizeof(pair);  // ahead of every panel
     const size_t size = size_t(m.inputs / 2) * PANEL;
     const pair *w = static_cast<const pair*>(m.data) + panel * size, *factors = reinterpret_cast<const pair*>(x.narrow);
     auto even = [](__m512i both) { return (__m512)_mm512_slli_epi32(both, 16); };
@@ -132,7 +141,9 @@ void panels_of_row(const Matrix& m, int panel, Rows x, Output y) {
             for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 2
                 for (int half = 0; half < 2; half++) {
-                    __m512i both = _mm512_loadu_si512(w + p * size + i * PANEL + half * LANES);
+                    const pair* at = w + p * size + i * PANEL + half * LANES;
+                    _mm_prefetch(at + NEAR, _MM_HINT_T1);
+                    __m512i both = _mm512_loadu_si512(at);
                     evens[p][half] = _mm512_fmadd_ps(even(both), first, evens[p][half]);
                     odds[p][half] = _mm512_fmadd_ps(odd(both), second, odds[p][half]);
                 }

@@ -65,6 +65,17 @@ inline bf16 to_bf16(float x) {
     return bf16{uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+// As factors of a product: where pairs of them are multiplied, by the processor's own rounding, which takes for zero what
+// such products take for zero, numbers below the normal ones.
+inline void put_factors(bf16* to, const float* from, int n) {
+    int i = 0;
+#if defined(__AVX512BF16__)
+    for (; i + LANES <= n; i += LANES)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+#endif
+    for (; i < n; i++) to[i] = to_bf16(from[i]);
+}
+
 struct plain {  // a bfloat16 number in a matrix that was not packed; where there are dot products, paired when it is read
     uint16_t bits;
 };
@@ -167,8 +178,9 @@ inline __attribute__((always_inline)) void multiply(const W* __restrict w, size_
         for (int p = 0; p < PANELS; p++) {
             typename Kind<W>::Vector low, high;
             const W* here = w + p * w_panel + k * w_step;
-            // One row on four panels is what the processor prefetches best by itself.
-            if (PANELS > 1 && ROWS > 1 && !ahead.at) __builtin_prefetch(reinterpret_cast<const char*>(here) + 1536);
+            // One row waits for memory alone, and what is fetched for it need only come as far as the second cache.
+            const char* line = reinterpret_cast<const char*>(here);
+            if (PANELS > 1 && !ahead.at) ROWS > 1 ? __builtin_prefetch(line + 1536) : __builtin_prefetch(line + 1024, 0, 2);
             load_lines(here, w_step / LINES, low, high);
             // Read the rows again for the next panel: kept in registers they would push the sums out.
             if (PANELS > 1 && ROWS > 2) __asm__("" : "+r"(x));
