@@ -31,7 +31,7 @@ from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller
 from eesd.control.base import check_count
 from eesd.decoding.chain import read_signal
-from eesd.decoding.generate import Generation, generate
+from eesd.decoding.generate import Generation, Verifier, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
@@ -224,15 +224,13 @@ class Pieces:
             k: torch.randn(1, k, target.config.hidden_size, device=target.device).to(target.dtype) for k in QUERIES
         }
         token = torch.zeros((1, 1), dtype=torch.long, device=target.device)
+        whole, rest = (Verifier(target, cache, one) for one in (None, ExitHeadDrafter(self.head, cut)))
 
         def layers(part: slice, k: int) -> Tensor:
             return target.run(states[k], part, cache, context)
 
-        def vanilla() -> Tensor:
-            return target.logits(target.run(target.embed(token), slice(None), cache, context)[0]).argmax(-1)
-
-        def verify(part: slice, k: int) -> Tensor:
-            return target.logits(layers(part, k)[0]).argmax(-1)
+        def verify(verifier: Verifier, k: int, at_exit: Tensor | None = None) -> Tensor | list[int]:
+            return verifier.run([0] * k, at_exit, context).choices()
 
         def exit_step(k: int) -> Tensor:
             return self.head.step(states[k], states[k], target.rotary, exit_cache, context)
@@ -258,7 +256,7 @@ class Pieces:
         exit_bytes += stored_bytes(self.head.fuse.weight) + stored_bytes(self.head.estimate.weight)
         full_head = stored_bytes(target.head_weight)
         pieces = [
-            Piece("vanilla", 1, vanilla, all_layers + full_head),
+            Piece("vanilla", 1, lambda: verify(whole, 1), all_layers + full_head),
             Piece("first_layers", 1, lambda: layers(slice(0, cut), 1), first, queued=True),
             Piece("draft_head", 1, draft_head, draft_bytes, queued=True),
             Piece("draft", 1, draft, first + exit_bytes + draft_bytes, queued=True),
@@ -266,10 +264,10 @@ class Pieces:
             Piece("full_head", 1, lambda: target.logits(states[1][0]).argmax(-1), full_head),
         ]
         for k in QUERIES:
-            rest = all_layers - first + full_head
+            late_bytes = all_layers - first + full_head
             pieces.append(Piece("exit_layer", k, lambda k=k: exit_step(k), exit_bytes, queued=True))
-            pieces.append(Piece("verify", k, lambda k=k: verify(slice(None), k), all_layers + full_head))
-            pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(slice(cut, None), k), rest))
+            pieces.append(Piece("verify", k, lambda k=k: verify(whole, k), all_layers + full_head))
+            pieces.append(Piece("verify_from_exit", k, lambda k=k: verify(rest, k, states[k]), late_bytes))
         return pieces
 
     def rounds(

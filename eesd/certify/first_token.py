@@ -19,7 +19,7 @@ from eesd.analysis.columns import write_csv
 from eesd.certify.chance import exactly, spread
 from eesd.control import make_controller
 from eesd.decoding.chain import Chain
-from eesd.decoding.generate import _verify
+from eesd.decoding.generate import Verifier
 from eesd.decoding.sampling import Sampling, accept_sampled
 from eesd.drafting import Drafter, Prompt
 from eesd.drafting.early_exit import EarlyExitDrafter
@@ -43,15 +43,13 @@ def total_variation(target: Transformer, drafter: Drafter, prefix: Sequence[int]
     cut, cache = drafter.exit_layer, target.new_cache(len(prefix) + 2)
     states = target.run(target.embed(torch.tensor([prompt], device=target.device)), slice(0, cut), cache)
     final = target.run(states, slice(cut, None), cache)
-    given = Prompt(target, cache, prompt, states, final)
+    given, verifier = Prompt(target, cache, prompt, states, final), Verifier(target, cache, drafter)
 
     def run() -> int:
         drafter.begin(given)
         chain = Chain(make_controller({"name": "static", "k": 1}), 2, sampling, None)
         drafted = drafter.draft(chain, pending, len(prompt))
-        tokens = torch.tensor([pending, *chain.tokens], device=target.device)
-        _, after = _verify(target, tokens, drafted, len(prompt), cache, drafter)
-        laws = sampling.probabilities(target.logits(after[0]))
+        laws = sampling.probabilities(verifier.run([pending, *chain.tokens], drafted, len(prompt)).logits)
         # The token after an accepted one is another law: one outcome is enough.
         laws[1:] = torch.nn.functional.one_hot(laws[1:].argmax(-1), laws.shape[-1])
         accepted, token = accept_sampled(chain.tokens, chain.laws, drafter.vocabulary, laws, None)

@@ -231,10 +231,10 @@ def rows_as_ids(patch):
 
 @fault("verification is off by one in its positions", greedy, GREEDY)
 def shifted_positions(patch):
-    def verify(target, tokens, states, slot, *rest, original=generate._verify):
-        return original(target, tokens, states, slot + (len(tokens) > 1), *rest)
+    def run(self, tokens, states, slot, original=generate.Verifier.run):
+        return original(self, tokens, states, slot + (len(tokens) > 1))
 
-    patch.setattr(generate, "_verify", verify)
+    patch.setattr(generate.Verifier, "run", run)
 
 
 @fault("keys and values of rejected tokens stay in the cache", greedy, GREEDY)

@@ -281,7 +281,7 @@ def test_a_layer_is_few_kernels() -> None:
 def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
     """On the meta device any read fails, and so does a tensor that was made on the CPU by mistake."""
     from eesd.decoding.chain import Chain
-    from eesd.decoding.generate import GREEDY, _on_device, _verify
+    from eesd.decoding.generate import GREEDY, Verifier
     from eesd.drafting import Prompt, Verified
 
     target, drafter = tiny_target(window=window), exit_drafter(tiny_target(), 2, 20)
@@ -295,9 +295,9 @@ def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
         states = target.run(prompt, slice(0, 2), cache)
         drafter.begin(Prompt(target, cache, [0] * 40, states, target.run(states, slice(2, None), cache)))
         states = drafter.draft(chain, 7, 40)
-        states, final = _verify(target, _on_device([7, *chain.ids], target.device), states, 40, cache, drafter)
-        drafter.accept(Verified(7, [0, 0, 0], 2, 0, states, final))
-        best = target.logits(final[0]).argmax(-1)
+        found = Verifier(target, cache, drafter).run([7, *chain.ids], states, 40)
+        drafter.accept(Verified(7, [0, 0, 0], 2, 0, found.states, found.final))
+        best = found.choices()
         assert best.shape == (4,)
         with pytest.raises(NotImplementedError, match="no data"):
             chain.read(best)

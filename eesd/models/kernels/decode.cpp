@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "logits.h"
 
 namespace {
 
@@ -277,29 +278,9 @@ void eesd_linear(const Matrix* m, const float* norm, float eps, const void* inpu
     }
 }
 
-// Of q = softmax(x), x [count]: its largest share, and its entropy -sum q log q in nats, into `found`. In one thread: it
-// is over before another would have begun.
+// See `softmax_statistics`: both, into `found`.
 void eesd_softmax_statistics(const float* x, int64_t count, float* found) {
-    float tops[16];
-    std::fill(tops, tops + 16, x[0]);
-    int64_t even = count / 16 * 16;
-    for (int64_t j = 0; j < even; j += 16)
-        for (int i = 0; i < 16; i++) tops[i] = x[j + i] > tops[i] ? x[j + i] : tops[i];
-    for (int64_t j = even; j < count; j++) tops[0] = std::max(tops[0], x[j]);
-    float top = *std::max_element(tops, tops + 16), sum = 0, mean = 0;
-    vf sums = all(0), means = all(0);
-    for (int64_t j = 0; j < even; j += LANES) {
-        vf below = load(x + j) - top, weight = exponential(below);
-        sums += weight;
-        vi none = weight == 0.0f;  // x may be -inf
-        means += (vf)((vi)(weight * below) & ~none);
-    }
-    for (int i = 0; i < LANES; i++) sum += sums[i], mean += means[i];
-    for (int64_t j = even; j < count; j++) {
-        float weight = exponential(all(x[j] - top))[0];
-        sum += weight, mean += weight == 0.0f ? 0.0f : weight * (x[j] - top);
-    }
-    found[0] = 1 / sum, found[1] = std::log(sum) - mean / sum;
+    softmax_statistics(x, count, found[0], found[1]);
 }
 
 struct Exit {  // of eesd/drafting/exit_head.py; without data in fuse there is no context, in estimate no lens
@@ -363,5 +344,41 @@ void eesd_draft_step(const Drafting* d, int64_t token, Call* first, const Call* 
     run_layers(d->shape, d->layers, d->count, first);
     eesd_exit_step(d->shape, d->exit, last, contexts, 1);
     eesd_linear(d->head, nullptr, 0, last->output, s.is_bf16, 1, logits, panel_count(*d->head) * PANEL, last->threads);
+}
+
+struct Verifying {  // a target; tokens may have had its first `cut` layers before
+    const Shape* shape;
+    const Layer* const* layers;
+    const Matrix* head;
+    const float* norm;
+    float eps;
+    const void* embedding;  // [tokens, hidden], stored as states are
+    int32_t count, cut;
+};
+
+// One pass over `call->seq` tokens of one text: their states at the cut, of which the first `done` are there, and into
+// `call->output` those after all layers; their logits, and the greatest of each.
+void eesd_verify(const Verifying* v, const int64_t* tokens, int done, const Call* call, void* states, float* logits,
+                 int64_t* best) {
+    const Shape& s = *v->shape;
+    int rows = call->seq, width = panel_count(*v->head) * PANEL;
+    size_t row_bytes = size_t(s.hidden) * (s.is_bf16 ? 2 : 4);
+    auto state = [&](int row) { return static_cast<char*>(states) + row * row_bytes; };
+    for (int r = done; r < rows; r++)
+        std::memcpy(state(r), static_cast<const char*>(v->embedding) + tokens[r] * row_bytes, row_bytes);
+    if (v->cut && done < rows) {
+        Call first = *call;
+        first.seq = rows - done;
+        first.slots += done, first.positions += done;
+        first.input = first.output = state(done);
+        run_layers(v->shape, v->layers, v->cut, &first);
+    }
+    Call rest = *call;
+    rest.input = states;
+    rest.keys = static_cast<char*>(call->keys) + v->cut * call->key_layer;
+    rest.values = static_cast<char*>(call->values) + v->cut * call->key_layer;
+    run_layers(v->shape, v->layers + v->cut, v->count - v->cut, &rest);
+    eesd_linear(v->head, v->norm, v->eps, call->output, s.is_bf16, rows, logits, width, call->threads);
+    for (int r = 0; r < rows; r++) best[r] = first_greatest(logits + size_t(r) * width, v->head->outputs);
 }
 }

@@ -67,6 +67,19 @@ class Drafting(Structure):
     ]
 
 
+class Verifying(Structure):
+    _fields_ = [
+        ("shape", POINTER(Shape)),
+        ("layers", c_void_p),
+        ("head", POINTER(Matrix)),
+        ("norm", c_void_p),
+        ("eps", c_float),
+        ("embedding", c_void_p),
+        ("count", c_int32),
+        ("cut", c_int32),
+    ]
+
+
 def call_on(window: int | None, caches: LayerCaches, angles: tuple[Tensor, Tensor]) -> Call:
     """A call on these caches, still without rows, of the threads that torch uses; angles: cos and sin of `Rotary`."""
     width = caches.keys.element_size()
