@@ -31,7 +31,7 @@ from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller
 from eesd.control.base import check_count
 from eesd.decoding.chain import read_signal
-from eesd.decoding.generate import Generation, Verifier, generate
+from eesd.decoding.generate import Generation, generate
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError, unknown
 from eesd.files import write_atomic
@@ -39,6 +39,7 @@ from eesd.models.draft_steps import draft_steps
 from eesd.models.engine import attach_engine, bfloat16_exact
 from eesd.models.graphs import GraphEngine
 from eesd.models.loading import load_target
+from eesd.models.passes import Passes
 from eesd.models.shapes import SHAPES, random_module, random_target
 from eesd.models.transformer import Layer, Transformer
 from eesd.progress import progress
@@ -224,13 +225,13 @@ class Pieces:
             k: torch.randn(1, k, target.config.hidden_size, device=target.device).to(target.dtype) for k in QUERIES
         }
         token = torch.zeros((1, 1), dtype=torch.long, device=target.device)
-        whole, rest = (Verifier(target, cache, one) for one in (None, ExitHeadDrafter(self.head, cut)))
+        whole, rest = Passes(target, cache), Passes(target, cache, cut)
 
         def layers(part: slice, k: int) -> Tensor:
             return target.run(states[k], part, cache, context)
 
-        def verify(verifier: Verifier, k: int, at_exit: Tensor | None = None) -> Tensor | list[int]:
-            return verifier.run([0] * k, at_exit, context).choices()
+        def verify(passes: Passes, k: int, at_exit: Tensor | None = None) -> Tensor | list[int]:
+            return passes.run([0] * k, at_exit, context).choices()
 
         def exit_step(k: int) -> Tensor:
             return self.head.step(states[k], states[k], target.rotary, exit_cache, context)

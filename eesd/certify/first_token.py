@@ -19,13 +19,13 @@ from eesd.analysis.columns import write_csv
 from eesd.certify.chance import exactly, spread
 from eesd.control import make_controller
 from eesd.decoding.chain import Chain
-from eesd.decoding.generate import Verifier
 from eesd.decoding.sampling import Sampling, accept_sampled
 from eesd.drafting import Drafter, Prompt
 from eesd.drafting.early_exit import EarlyExitDrafter
 from eesd.errors import EesdError
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
+from eesd.models.passes import Passes
 from eesd.models.transformer import Transformer
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, encode_prompt
@@ -43,13 +43,13 @@ def total_variation(target: Transformer, drafter: Drafter, prefix: Sequence[int]
     cut, cache = drafter.exit_layer, target.new_cache(len(prefix) + 2)
     states = target.run(target.embed(torch.tensor([prompt], device=target.device)), slice(0, cut), cache)
     final = target.run(states, slice(cut, None), cache)
-    given, verifier = Prompt(target, cache, prompt, states, final), Verifier(target, cache, drafter)
+    given, passes = Prompt(target, cache, prompt, states, final), Passes(target, cache, cut)
 
     def run() -> int:
         drafter.begin(given)
         chain = Chain(make_controller({"name": "static", "k": 1}), 2, sampling, None)
         drafted = drafter.draft(chain, pending, len(prompt))
-        laws = sampling.probabilities(verifier.run([pending, *chain.tokens], drafted, len(prompt)).logits)
+        laws = sampling.probabilities(passes.run([pending, *chain.tokens], drafted, len(prompt)).logits)
         # The token after an accepted one is another law: one outcome is enough.
         laws[1:] = torch.nn.functional.one_hot(laws[1:].argmax(-1), laws.shape[-1])
         accepted, token = accept_sampled(chain.tokens, chain.laws, drafter.vocabulary, laws, None)

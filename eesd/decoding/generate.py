@@ -23,8 +23,8 @@ from eesd.decoding.tree import Branching, Tree, verify_tree
 from eesd.drafting import Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
+from eesd.models.passes import Passes
 from eesd.models.transformer import Transformer
-from eesd.models.verify_steps import Pass, verify_steps
 
 GREEDY = Sampling()
 OnTokens = Callable[[Sequence[int], str], None]
@@ -102,8 +102,8 @@ def generate(
         cache = target.new_cache(needed)
     clock = Clock(target.device)
     output = Output(max_new_tokens, frozenset(eos), on_tokens)
-    verifier = Verifier(target, cache, drafter)
-    logits = _prefill(target, prompt, cache, sources, verifier.cut)
+    passes = Passes(target, cache, drafter.exit_layer if drafter else 0)
+    logits = _prefill(target, prompt, cache, sources, passes.cut)
     first = int(logits[0].argmax() if sampling.greedy else draw(sampling.probabilities(logits[0]), generator))
     clock.lap("prefill")
     output.add([first], 0)
@@ -117,7 +117,7 @@ def generate(
         asked = source.controller if source else None
         shared = (asked, output.budget - 1, sampling, generator, clock.lap, target.engine)
         draft = Tree(source.branching, pending, *shared) if source and source.branching else Chain(*shared)
-        verified = verifier.draft_and_verify(source, draft, pending, slot)
+        verified = _draft_and_verify(passes, source, draft, pending, slot, drafter)
         for one in sources:
             one.drafter.accept(verified if one is source else replace(verified, own=False))
         clock.lap("verify")
@@ -182,55 +182,30 @@ def _prefill(target: Transformer, prompt: Sequence[int], cache: KVCache, sources
     return target.logits(final[0, -1:])
 
 
-class Verifier:
-    """Passes of a target over drafted tokens, from the exit of `drafter` on."""
-
-    def __init__(self, target: Transformer, cache: KVCache, drafter: Drafter | None) -> None:
-        self.target, self.cache, self.drafter = target, cache, drafter
-        self.cut = drafter.exit_layer if drafter else 0
-        self.steps = verify_steps(target, self.cut, cache)
-
-    def draft_and_verify(self, source: Source | None, draft: Chain | Tree, pending: int, slot: int) -> Verified:
-        """Let a source fill a draft, None leaving it empty, and verify it."""
-        if isinstance(draft, Tree):
-            states = source.drafter.draft_tree(draft, slot)
-            draft.lap("draft")
-            return verify_tree(self.target, draft, states, slot, self.cache, self.drafter)
-        states = source.drafter.draft(draft, pending, slot) if source else None
+def _draft_and_verify(
+    passes: Passes, source: Source | None, draft: Chain | Tree, pending: int, slot: int, drafter: Drafter | None
+) -> Verified:
+    """Let a source fill a draft, None leaving it empty, and verify it from the exit of `drafter` on."""
+    if isinstance(draft, Tree):
+        states = source.drafter.draft_tree(draft, slot)
         draft.lap("draft")
-        return self._verify_chain(draft, pending, states, slot)
-
-    def _verify_chain(self, chain: Chain, pending: int, states: Tensor | None, slot: int) -> Verified:
-        """One pass over the last settled token and a chain, and what of the chain the target accepts."""
-        found = self.run([pending, *(chain.tokens if self.steps else chain.ids)], states, slot)
-        if chain.sampling.greedy:
-            best = chain.read(found.choices()) if found.best is None else found.best
-            accepted, token = accept_greedy(chain.tokens, best)
-        else:
-            laws, vocabulary = chain.sampling.probabilities(found.logits), self.drafter and self.drafter.vocabulary
-            accepted, token = accept_sampled(chain.tokens, chain.laws, vocabulary, laws, chain.generator)
-        return Verified(pending, chain.tokens, accepted, token, found.states, found.final)
-
-    def run(self, tokens: Sequence[int | Tensor], states: Tensor | None, slot: int) -> Pass:
-        """The layers that tokens, numbers or scalars on the device, have not had yet, and logits after each.
-
-        states [1, n, hidden]: those of the first tokens at the exit; slot: of the first token.
-        """
-        if self.steps and (found := self.steps.verify(tokens, states, slot)):
-            return found
-        done = 0 if states is None else states.shape[1]
-        if done < len(tokens):
-            rest = self.target.embed(_on_device(tokens, self.target.device)[None, done:])
-            rest = self.target.run(rest, slice(0, self.cut), self.cache, slot + done)
-            states = rest if states is None else torch.cat((states, rest), 1)
-        final = self.target.run(states, slice(self.cut, None), self.cache, slot)
-        return Pass(states, final, self.target.logits(final[0]))
+        return verify_tree(passes, draft, states, slot)
+    states = source.drafter.draft(draft, pending, slot) if source else None
+    draft.lap("draft")
+    return _verify_chain(passes, draft, pending, states, slot, drafter and drafter.vocabulary)
 
 
-def _on_device(tokens: Sequence[int | Tensor], device: torch.device) -> Tensor:
-    """Tokens [n], of which some may be scalars on the device already."""
-    if len(tokens) > 1 and all(isinstance(token, int) for token in tokens):
-        return torch.tensor(tokens, device=device)
-    # A number that is filled in, unlike one that is copied, does not make the host wait for the device.
-    scalars = [token if isinstance(token, Tensor) else torch.full((), token, device=device) for token in tokens]
-    return torch.stack(scalars)
+def _verify_chain(
+    passes: Passes, chain: Chain, pending: int, states: Tensor | None, slot: int, vocabulary: Tensor | None
+) -> Verified:
+    """One pass over the last settled token and a chain, and what of the chain the target accepts."""
+    # Where a pass is one call it takes numbers; else they stay on the device, to be read once with the verdict.
+    found = passes.run([pending, *(chain.tokens if passes.fused else chain.ids)], states, slot)
+    if chain.sampling.greedy:
+        best = found.choices()
+        best = chain.read(best) if isinstance(best, Tensor) else best
+        accepted, token = accept_greedy(chain.tokens, best)
+    else:
+        laws = chain.sampling.probabilities(found.logits)
+        accepted, token = accept_sampled(chain.tokens, chain.laws, vocabulary, laws, chain.generator)
+    return Verified(pending, chain.tokens, accepted, token, found.states, found.final)

@@ -2,7 +2,7 @@
 
     tree = Tree(Branching(nodes=12, width=4), pending, controller, budget, sampling, generator)
     states = drafter.draft_tree(tree, slot)
-    verified = verify_tree(target, tree, states, slot, cache, drafter)      # the accepted path first, then the rest
+    verified = verify_tree(passes, tree, states, slot)          # the accepted path first, then the rest
 
 Nodes are numbered as they are made, node 0 being the last settled token; node i lies in cache slot `slot` + i at the
 position of its depth, and sees the settled text and its ancestors (tree attention: SpecInfer, arXiv 2305.09781; Medusa,
@@ -30,8 +30,8 @@ from torch import Tensor
 from eesd.control import Controller, Signal
 from eesd.decoding.chain import Draft, read_signal
 from eesd.decoding.sampling import Sampling, draw
-from eesd.drafting import Drafter, Verified
-from eesd.models.cache import KVCache
+from eesd.drafting import Verified
+from eesd.models.passes import Pass, Passes
 from eesd.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -227,63 +227,44 @@ class Tree(Draft):
         return Signal(level, confidence, share, entropy)
 
 
-def verify_tree(
-    target: Transformer, tree: Tree, states: Tensor | None, slot: int, cache: KVCache, drafter: Drafter
-) -> Verified:
+def verify_tree(passes: Passes, tree: Tree, states: Tensor | None, slot: int) -> Verified:
     """Run the layers that the kept nodes have not had yet, accept one path, move its entries to where a chain's are.
 
     states [1, n, hidden]: of `tree.expanded` after the drafter's exit layer, None where none were computed.
     """
-    kept = [0, *tree.kept]
-    states = _complete(target, tree, kept, states, slot, cache, drafter.exit_layer)
-    final = target.run(states, slice(drafter.exit_layer, None), cache, *tree.place(kept, slot, target))
-    path, token = accept_path(tree, kept, target.logits(final[0]))
+    ran = [] if states is None else [node for node in tree.expanded if node == 0 or node in tree.kept]
+    nodes = [*ran, *(node for node in (0, *tree.kept) if node not in ran)]
+    if ran and ran != tree.expanded:
+        states = states[:, [tree.expanded.index(node) for node in ran]]
+    tokens = [tree.tokens[node] for node in nodes]
+    found = passes.run(tokens, states, *tree.place(nodes, slot, passes.model))
+    path, token = accept_path(tree, nodes, found)
     if path != list(range(1, len(path) + 1)):
-        cache.move([slot + node for node in path], slot + 1)
+        passes.cache.move([slot + node for node in path], slot + 1)
     order = [0, *path, *(node for node in tree.kept if node not in path)]
-    if order != kept:
-        rows = [kept.index(node) for node in order]
-        states, final = states[:, rows], final[:, rows]
+    rows = slice(None) if order == nodes else [nodes.index(node) for node in order]
     drafted = [tree.tokens[node] for node in order[1:]]
-    return Verified(tree.tokens[0], drafted, len(path), token, states, final)
+    return Verified(tree.tokens[0], drafted, len(path), token, found.states[:, rows], found.final[:, rows])
 
 
-def _complete(
-    target: Transformer,
-    tree: Tree,
-    kept: Sequence[int],
-    states: Tensor | None,
-    slot: int,
-    cache: KVCache,
-    cut: int,
-) -> Tensor:
-    """States [1, n, hidden] of the kept nodes at the exit; those that drafting has left behind are computed once."""
-    ran = [] if states is None else list(tree.expanded)
-    missing = [node for node in kept if node not in ran]
-    if missing:
-        tokens = torch.tensor([[tree.tokens[node] for node in missing]], device=target.device)
-        rest = target.run(target.embed(tokens), slice(0, cut), cache, *tree.place(missing, slot, target))
-        states, ran = rest if states is None else torch.cat((states, rest), 1), ran + missing
-    return states if ran == list(kept) else states[:, [ran.index(node) for node in kept]]
-
-
-def accept_path(tree: Tree, kept: Sequence[int], logits: Tensor) -> tuple[list[int], int]:
+def accept_path(tree: Tree, nodes: Sequence[int], found: Pass) -> tuple[list[int], int]:
     """The accepted nodes from the first level on, and the target's token after them.
 
-    logits [n, vocab]: the target's after each of the kept nodes.
+    found: of these nodes, the root first and none before its parent.
     """
-    sampling, row = tree.sampling, {node: i for i, node in enumerate(kept)}
+    sampling, row = tree.sampling, {node: i for i, node in enumerate(nodes)}
     if sampling.greedy:
-        best = logits.argmax(-1).tolist()
+        best = found.choices()
+        best = best.tolist() if isinstance(best, Tensor) else best
         return follow(tree, lambda node: best[row[node]])
 
     def choose(node: int) -> int:
-        return int(draw(sampling.probabilities(logits[row[node]]), tree.generator))
+        return int(draw(sampling.probabilities(found.logits[row[node]]), tree.generator))
 
     typical = tree.branching.typical
     if typical is None:
         return follow(tree, choose)
-    path = typical_path(tree, kept, sampling.probabilities(logits), typical)
+    path = typical_path(tree, nodes, sampling.probabilities(found.logits), typical)
     return path, choose(path[-1] if path else 0)
 
 
@@ -300,19 +281,19 @@ def follow(tree: Tree, choose: Callable[[int], int]) -> tuple[list[int], int]:
         node = child
 
 
-def typical_path(tree: Tree, kept: Sequence[int], laws: Tensor, typical: Typical) -> list[int]:
-    """The path that typical acceptance keeps; laws [n, vocab]: p after each of the kept nodes."""
-    if len(kept) == 1:
+def typical_path(tree: Tree, nodes: Sequence[int], laws: Tensor, typical: Typical) -> list[int]:
+    """The path that typical acceptance keeps; laws [n, vocab]: p after each node, in an order as for `accept_path`."""
+    if len(nodes) == 1:
         return []
     entropy = torch.special.entr(laws).sum(-1)
     least = (typical.delta * torch.exp(-entropy)).clamp(max=typical.epsilon)
-    row = {node: i for i, node in enumerate(kept)}
-    parents = torch.tensor([row[tree.parents[node]] for node in kept[1:]], device=laws.device)
-    tokens = torch.tensor([tree.tokens[node] for node in kept[1:]], device=laws.device)
+    row = {node: i for i, node in enumerate(nodes)}
+    parents = torch.tensor([row[tree.parents[node]] for node in nodes[1:]], device=laws.device)
+    tokens = torch.tensor([tree.tokens[node] for node in nodes[1:]], device=laws.device)
     shares = laws[parents, tokens]
     passed, logs = (shares > least[parents]).tolist(), shares.log().tolist()
     accepted = {0: 0.0}  # log of the product of p
-    for node, good, log in zip(kept[1:], passed, logs, strict=True):
+    for node, good, log in zip(nodes[1:], passed, logs, strict=True):
         if good and tree.parents[node] in accepted:
             accepted[node] = accepted[tree.parents[node]] + log
     best = max(accepted, key=lambda node: (tree.depths[node], accepted[node]))

@@ -8,17 +8,18 @@ accepted tokens only once a round is over: rejected ones are overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt, Verified
+from eesd.drafting.base import DRAFTERS, TEXT_BATCH, Draftable, Drafter, Prompt, Verified
 from eesd.errors import EesdError
 from eesd.models.cache import KVCache
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target, load_tokenizer
+from eesd.models.passes import Passes
 from eesd.models.transformer import Transformer
 
 
@@ -64,7 +65,8 @@ class AssistantDrafter(Drafter):
         self.unseen: list[int] = []  # settled tokens that the assistant has not read yet
         self.follows = len(prompt.tokens) <= self.assistant.config.max_positions and max(prompt.tokens) < self.rows
         if self.follows:
-            self._read(torch.tensor([prompt.tokens], device=self.assistant.device), 0)
+            self._read(prompt.tokens, 0)
+        self.passes = Passes(self.assistant, self.cache)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """One pass of the whole assistant for every drafted token."""
@@ -72,13 +74,13 @@ class AssistantDrafter(Drafter):
         self.unseen.append(pending)
         if not self.follows or chain.stop:
             return
-        # Filled on the device: copying numbers there would wait for it.
-        fresh = torch.cat([torch.full((1, 1), token, device=self.assistant.device) for token in self.unseen], 1)
-        self.unseen = []
+        fresh, self.unseen = self.unseen, []
+        if len(fresh) > TEXT_BATCH:  # after many rounds of another drafter; only the last one's logits matter
+            self._read(fresh[:-1], slot + 1 - len(fresh))
+            fresh = fresh[-1:]
         while not chain.stop and slot < self.assistant.config.max_positions:
-            hidden = self._read(fresh, slot + 1 - fresh.shape[1])
-            logits = self.assistant.logits(hidden[0, -1])[: self.rows]
-            fresh, slot = chain.extend(logits, self.vocabulary).view(1, 1), slot + 1
+            logits = self.passes.run(fresh, None, slot + 1 - len(fresh)).logits[-1, : self.rows]
+            fresh, slot = [chain.extend(logits, self.vocabulary)], slot + 1
 
     def accept(self, verified: Verified) -> None:
         """The last token of a draft is the one the assistant has not read; it matters only if it was accepted. Of
@@ -90,6 +92,7 @@ class AssistantDrafter(Drafter):
         elif verified.drafted and verified.accepted == len(verified.drafted):
             self.unseen.append(verified.drafted[-1])
 
-    def _read(self, tokens: torch.Tensor, slot: int) -> torch.Tensor:
-        """Run tokens [1, n] at cache slots from `slot` on through all layers; final states [1, n, hidden]."""
-        return self.assistant.run(self.assistant.embed(tokens), slice(None), self.cache, slot)
+    def _read(self, tokens: Sequence[int], slot: int) -> None:
+        """Run tokens at cache slots from `slot` on through all layers, for their keys and values."""
+        ids = torch.tensor([tokens], device=self.assistant.device)
+        self.assistant.run(self.assistant.embed(ids), slice(None), self.cache, slot)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt
+from eesd.models.passes import Passes
 from eesd.models.transformer import Transformer
 
 
@@ -35,13 +36,13 @@ class EarlyExitDrafter(Drafter):
 
     def begin(self, prompt: Prompt) -> None:
         """The prompt's keys and values of the first layers are in the target's cache already."""
-        self.target, self.cache = prompt.target, prompt.cache
+        self.passes = Passes(prompt.target, prompt.cache, layers=list(prompt.target.layers)[: self.exit_layer])
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> Tensor | None:
         """One target pass of N layers and the full head for every drafted token."""
-        # Filled on the device: copying a number there would wait for it.
-        states, token = [], torch.full((1, 1), pending, device=self.target.device)
+        states, token = [], pending
         while not chain.stop:
-            states.append(self.target.run(self.target.embed(token), slice(0, self.exit_layer), self.cache, slot))
-            token, slot = chain.extend(self.target.logits(states[-1][0, -1])).view(1, 1), slot + 1
+            found = self.passes.run([token], None, slot)
+            states.append(found.final)
+            token, slot = chain.extend(found.logits[0]), slot + 1
         return torch.cat(states, 1) if states else None

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eesd.drafting.base import DRAFTERS, Draftable, Drafter, Prompt
 from eesd.errors import EesdError
 from eesd.files import read_json
+from eesd.models.passes import Passes
 from eesd.models.special import fingerprint
-from eesd.models.transformer import Layer, LayerCaches, Transformer, run_layers
+from eesd.models.transformer import Layer, Transformer
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,10 @@ class SelfSDDrafter(Drafter):
 
     def begin(self, prompt: Prompt) -> None:
         """Nothing to prepare: drafts look at the target's own cache."""
-        self.caches = LayerCaches(prompt.cache.keys, prompt.cache.values)
+        self.passes = Passes(self.target, prompt.cache, layers=self.layers)
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """One pass of the remaining sublayers for every drafted token."""
-        # Filled on the device: copying a number there would wait for it.
-        target, token = self.target, torch.full((1, 1), pending, device=self.target.device)
+        token = pending
         while not chain.stop:
-            states = run_layers(self.layers, target.rotary, target.embed(token), self.caches, slot)
-            token, slot = chain.extend(target.logits(states[0, -1])).view(1, 1), slot + 1
+            token, slot = chain.extend(self.passes.run([token], None, slot).logits[0]), slot + 1

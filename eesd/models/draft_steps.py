@@ -20,6 +20,7 @@ from torch import Tensor
 from eesd.models.engine import Engine, Plan
 from eesd.models.kernels import structs
 from eesd.models.kernels.layout import BLOCK_ROWS, fits
+from eesd.models.passes import embedding_fits
 from eesd.models.transformer import LayerCaches
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def draft_steps(
     plan = engine.plan(list(target.layers)[:exit_layer], target.dtype)
     current = head.packed.engine is rows.engine is engine and head.packed.current()
     current = current and [head.head.weight._version] == rows.versions
-    laid_out = all(fits(one.keys, one.values, target.dtype) for one in (cache, own))
+    laid_out = embedding_fits(target) and all(fits(one.keys, one.values, target.dtype) for one in (cache, own))
     return DraftSteps(target, head, plan, cache, own) if plan and current and laid_out else None
 
 

@@ -9,8 +9,8 @@ Arithmetic is float32. Weights are stored in bfloat16 where that is exact, else 
 states between layers and the cache are bfloat16, all inside a layer and the logits float32; where the processor has
 dot products or tiles of bfloat16 ("cpp-avx512bf16", "cpp-amx"), what a product reads is rounded too. A row's numbers
 depend neither on the rows computed with it nor on the number of threads: verification gives vanilla's numbers bit for
-bit. Calls that the engine does not take (autograd on, weights changed since they were packed, other dtypes, no cache,
-or one made without the engine) run in plain torch, as all do with EESD_ENGINE=torch in the environment.
+bit. Calls that the engine does not take (autograd on, weights changed since they were packed and not within a text,
+other dtypes, no cache, or one made without the engine) run in plain torch, as all do with EESD_ENGINE=torch.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from eesd.decoding.sampling import Sampling
 from eesd.drafting.exit_head import ExitHeadDrafter
 from eesd.models import transformer
 from eesd.models.cache import KVCache
+from eesd.models.passes import Passes
 from tests.certify import laws
 from tests.certify import test_sampling as certificate
 from tests.decoding import test_generate as decoding
@@ -231,10 +232,10 @@ def rows_as_ids(patch):
 
 @fault("verification is off by one in its positions", greedy, GREEDY)
 def shifted_positions(patch):
-    def run(self, tokens, states, slot, original=generate.Verifier.run):
-        return original(self, tokens, states, slot + (len(tokens) > 1))
+    def run(self, tokens, states, slot, *rest, original=Passes.run):
+        return original(self, tokens, states, slot + (len(tokens) > 1), *rest)
 
-    patch.setattr(generate.Verifier, "run", run)
+    patch.setattr(Passes, "run", run)
 
 
 @fault("keys and values of rejected tokens stay in the cache", greedy, GREEDY)

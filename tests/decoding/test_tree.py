@@ -20,12 +20,13 @@ from eesd.decoding import tree as tree_module
 from eesd.decoding.generate import GREEDY, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Tree, follow, verify_tree
-from eesd.drafting import Drafter, Prompt
+from eesd.drafting import Prompt
 from eesd.drafting.exit_head import ExitHead, ExitHeadDrafter
 from eesd.errors import EesdError
 from eesd.models.cache import read
 from eesd.models.engine import attach_engine
 from eesd.models.loading import load_target
+from eesd.models.passes import Passes
 from eesd.models.transformer import Transformer
 from tests.toys import ScriptedDrafter, exit_drafter, medusa_drafter, planted_tree, tiny_target
 
@@ -264,21 +265,20 @@ def test_a_node_sees_its_ancestors_and_no_sibling(window, cut):
     tree.expanded = [0, 1, 2, 5]
     slot, cache = len(PROMPT), target.new_cache(40)
     target.run(target.embed(torch.tensor([PROMPT])), slice(None), cache)
-    drafter = exit_drafter(target, cut) if cut else Drafter.__new__(ExitHeadDrafter)
-    drafter.exit_layer, states = cut, None
+    states = None
     if cut:
         parts = []
         for nodes in ([0], [1, 2], [5]):
             ids = torch.tensor([[tree.tokens[node] for node in nodes]])
             parts.append(target.run(target.embed(ids), slice(0, cut), cache, *tree.place(nodes, slot, target)))
         states = torch.cat(parts, 1)
-    order = [0, *tree.kept]
-    found = {}
+    # Those that drafting has run on come first.
+    found, order = {}, [0, 1, 2, 5, 3, 6, 7] if cut else [0, *tree.kept]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_module, "accept_path", lambda tree, kept, logits: found.update(rows=kept) or ([], 0))
-        verified = verify_tree(target, tree, states, slot, cache, drafter)
+        patch.setattr(tree_module, "accept_path", lambda tree, nodes, _: found.update(rows=nodes) or ([], 0))
+        verified = verify_tree(Passes(target, cache, cut), tree, states, slot)
     assert found["rows"] == order
-    for row, node in enumerate(order):
+    for row, node in enumerate([0, *tree.kept]):
         path = [tree.tokens[ancestor] for ancestor in tree.lines[node]]
         alone = target.run(target.embed(torch.tensor([[*PROMPT, *path]])), slice(None))
         torch.testing.assert_close(verified.final[0, row], alone[0, -1])

@@ -12,6 +12,7 @@ from eesd.control import Signal, make_controller
 from eesd.decoding.generate import GREEDY, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Tree, Typical, accept_path, typical_path
+from eesd.models.passes import Pass
 from tests.toys import exit_drafter, planted_tree, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -128,4 +129,4 @@ def test_the_own_token_after_a_typical_path_follows_its_end():
     logits = torch.full((3, 4), -40.0)
     for row, token in enumerate([1, 2, 3]):
         logits[row, token] = 40.0
-    assert accept_path(tree, [0, 1, 2], logits) == ([1, 2], 3)
+    assert accept_path(tree, [0, 1, 2], Pass(logits, logits, logits)) == ([1, 2], 3)

@@ -281,8 +281,9 @@ def test_a_layer_is_few_kernels() -> None:
 def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
     """On the meta device any read fails, and so does a tensor that was made on the CPU by mistake."""
     from eesd.decoding.chain import Chain
-    from eesd.decoding.generate import GREEDY, Verifier
+    from eesd.decoding.generate import GREEDY
     from eesd.drafting import Prompt, Verified
+    from eesd.models.passes import Passes
 
     target, drafter = tiny_target(window=window), exit_drafter(tiny_target(), 2, 20)
     target.to("meta"), drafter.head.to("meta")
@@ -295,7 +296,7 @@ def test_a_round_reads_nothing_before_its_verdict(window: int | None) -> None:
         states = target.run(prompt, slice(0, 2), cache)
         drafter.begin(Prompt(target, cache, [0] * 40, states, target.run(states, slice(2, None), cache)))
         states = drafter.draft(chain, 7, 40)
-        found = Verifier(target, cache, drafter).run([7, *chain.ids], states, 40)
+        found = Passes(target, cache, 2).run([7, *chain.ids], states, 40)
         drafter.accept(Verified(7, [0, 0, 0], 2, 0, found.states, found.final))
         best = found.choices()
         assert best.shape == (4,)

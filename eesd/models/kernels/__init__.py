@@ -110,6 +110,6 @@ def load(path: Path) -> ctypes.PyDLL:
     # PyDLL keeps the interpreter locked: to unlock it costs more than others could do in a call of milliseconds.
     library = ctypes.PyDLL(str(path))
     library.eesd_simd.restype = ctypes.c_char_p
-    for name in ("run_layers", "linear", "softmax_statistics", "exit_step", "draft_step", "verify"):
+    for name in ("run_layers", "linear", "softmax_statistics", "exit_step", "draft_step", "pass"):
         getattr(library, f"eesd_{name}").restype = None
     return library

@@ -58,6 +58,8 @@ class Tiles {
     int height_ = 0;
 
    public:
+    const char* fetched = nullptr;  // the panel that the last product has fetched meanwhile
+
     explicit Tiles(bool used) : used_(used && tiles_allowed()) {
         constexpr unsigned SMALLEST_ARE_ZERO = 0x8040;
         if (!used_) return;

@@ -15,7 +15,7 @@ namespace {
 
 // Buffers live as long as their thread: a call allocates nothing unless it is larger than all before it.
 float* scratch(int which, size_t size) {
-    static thread_local std::vector<float> buffers[15];
+    static thread_local std::vector<float> buffers[14];
     auto& buffer = buffers[which];
     if (buffer.size() < size + 16) buffer.assign(size + 16, 0.0f);
     auto address = reinterpret_cast<uintptr_t>(buffer.data());
@@ -80,7 +80,7 @@ void write_states(const float* states, size_t stride, bool is_bf16, int rows, in
     }
 }
 
-// Rows of activations that products read: rounded too where the weights are PAIRS.
+// Rows of activations that products read: as they are, rounded where the weights are PAIRS, or both.
 struct Activations {
     float* data;
     bf16* narrow;
@@ -304,7 +304,7 @@ void eesd_exit_step(const Shape* shape, const Exit* exit, const Call* call, cons
         read_states(contexts, s.is_bf16, rows, s.hidden, context, row);
         eesd_linear(&exit->fuse, nullptr, 0, contexts, s.is_bf16, rows, fused, row, call->threads);
         for (size_t i = 0; i < whole; i++) fused[i] += states[i];
-        inner.input = scratch(14, whole);
+        inner.input = scratch(3, whole);
         write_states(fused, row, s.is_bf16, rows, s.hidden, inner.input);
     }
     inner.output = fused;
@@ -346,7 +346,7 @@ void eesd_draft_step(const Drafting* d, int64_t token, Call* first, const Call* 
     eesd_linear(d->head, nullptr, 0, last->output, s.is_bf16, 1, logits, panel_count(*d->head) * PANEL, last->threads);
 }
 
-struct Verifying {  // a target; tokens may have had its first `cut` layers before
+struct Passing {  // a model; tokens may have had its first `cut` layers before
     const Shape* shape;
     const Layer* const* layers;
     const Matrix* head;
@@ -358,27 +358,28 @@ struct Verifying {  // a target; tokens may have had its first `cut` layers befo
 
 // One pass over `call->seq` tokens of one text: their states at the cut, of which the first `done` are there, and into
 // `call->output` those after all layers; their logits, and the greatest of each.
-void eesd_verify(const Verifying* v, const int64_t* tokens, int done, const Call* call, void* states, float* logits,
-                 int64_t* best) {
-    const Shape& s = *v->shape;
-    int rows = call->seq, width = panel_count(*v->head) * PANEL;
+void eesd_pass(const Passing* p, const int64_t* tokens, int done, const Call* call, void* states, float* logits,
+               int64_t* best) {
+    const Shape& s = *p->shape;
+    int rows = call->seq, width = panel_count(*p->head) * PANEL;
     size_t row_bytes = size_t(s.hidden) * (s.is_bf16 ? 2 : 4);
     auto state = [&](int row) { return static_cast<char*>(states) + row * row_bytes; };
     for (int r = done; r < rows; r++)
-        std::memcpy(state(r), static_cast<const char*>(v->embedding) + tokens[r] * row_bytes, row_bytes);
-    if (v->cut && done < rows) {
+        std::memcpy(state(r), static_cast<const char*>(p->embedding) + tokens[r] * row_bytes, row_bytes);
+    if (p->cut && done < rows) {
         Call first = *call;
         first.seq = rows - done;
         first.slots += done, first.positions += done;
+        if (call->mask) first.mask += done * call->mask_stride;
         first.input = first.output = state(done);
-        run_layers(v->shape, v->layers, v->cut, &first);
+        run_layers(p->shape, p->layers, p->cut, &first);
     }
     Call rest = *call;
     rest.input = states;
-    rest.keys = static_cast<char*>(call->keys) + v->cut * call->key_layer;
-    rest.values = static_cast<char*>(call->values) + v->cut * call->key_layer;
-    run_layers(v->shape, v->layers + v->cut, v->count - v->cut, &rest);
-    eesd_linear(v->head, v->norm, v->eps, call->output, s.is_bf16, rows, logits, width, call->threads);
-    for (int r = 0; r < rows; r++) best[r] = first_greatest(logits + size_t(r) * width, v->head->outputs);
+    rest.keys = static_cast<char*>(call->keys) + p->cut * call->key_layer;
+    rest.values = static_cast<char*>(call->values) + p->cut * call->key_layer;
+    run_layers(p->shape, p->layers + p->cut, p->count - p->cut, &rest);
+    eesd_linear(p->head, p->norm, p->eps, call->output, s.is_bf16, rows, logits, width, call->threads);
+    for (int r = 0; r < rows; r++) best[r] = first_greatest(logits + size_t(r) * width, p->head->outputs);
 }
 }

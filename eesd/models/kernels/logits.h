@@ -1,4 +1,4 @@
-// What is read off logits. In one thread: it is over before another would have begun.
+// What is read off logits. In one thread: a row is done before another would have begun.
 #pragma once
 
 #include <algorithm>

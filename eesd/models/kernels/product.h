@@ -33,7 +33,7 @@ Matrix slice(const Matrix& m, Part panels) {
 
 struct Rows {
     const float* data;
-    const bf16* narrow;  // the same numbers rounded, for PAIRS; null where there are none
+    const bf16* narrow;  // the numbers rounded, which is all that PAIRS read; null where there are none
     size_t stride;
     int count;
 };
@@ -126,7 +126,7 @@ void panel_of_tiles(const Matrix& m, int panel, Rows x, const Tiling& rows, int 
 // A row times some panels by vectors, which read memory faster than tiles do, summed as those sum.
 template <int PANELS>
 void panels_of_row(const Matrix& m, int panel, Rows x, Output y) {
-    constexpr size_t NEAR = 1024 / sizeof(pair);  // ahead of every panel
+    constexpr size_t NEAR = 1024 / sizeof(pair);  // ahead in every panel
     const size_t size = size_t(m.inputs / 2) * PANEL;
     const pair *w = static_cast<const pair*>(m.data) + panel * size, *factors = reinterpret_cast<const pair*>(x.narrow);
     auto even = [](__m512i both) { return (__m512)_mm512_slli_epi32(both, 16); };
@@ -173,11 +173,12 @@ void product_of_tiles(const Matrix& m, Part panels, Rows x, Output y, Tiles& til
         const char* here = static_cast<const char*>(m.data) + panel * size;
         for (int t = 0; t < rows.tiles; t += 2) {
             // Each pass over a panel fetches its share of the next one; the first to read what nobody fetched, that.
-            bool itself = passes == 1 || (t == 0 && panel == panels.first);
+            bool itself = passes == 1 || (t == 0 && here != tiles.fetched);
             Ahead ahead = itself ? Ahead{here + NEAR, STEP} : Ahead{here + size + t / 2 * (size / STEP) * share, share};
             t + 1 < rows.tiles ? panel_of_tiles<2>(m, panel, x, rows, t, y, ahead)
                                : panel_of_tiles<1>(m, panel, x, rows, t, y, ahead);
         }
+        if (passes > 1) tiles.fetched = here + size;
     }
 }
 #endif

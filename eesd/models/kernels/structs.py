@@ -67,7 +67,7 @@ class Drafting(Structure):
     ]
 
 
-class Verifying(Structure):
+class Passing(Structure):
     _fields_ = [
         ("shape", POINTER(Shape)),
         ("layers", c_void_p),

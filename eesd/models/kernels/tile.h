@@ -68,12 +68,16 @@ inline bf16 to_bf16(float x) {
 // As factors of a product: where pairs of them are multiplied, by the processor's own rounding, which takes for zero what
 // such products take for zero, numbers below the normal ones.
 inline void put_factors(bf16* to, const float* from, int n) {
-    int i = 0;
 #if defined(__AVX512BF16__)
+    int i = 0;
     for (; i + LANES <= n; i += LANES)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+    __mmask16 rest = (1u << (n - i)) - 1;
+    if (rest)
+        _mm256_mask_storeu_epi16(to + i, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, from + i)));
+#else
+    for (int i = 0; i < n; i++) to[i] = to_bf16(from[i]);
 #endif
-    for (; i < n; i++) to[i] = to_bf16(from[i]);
 }
 
 struct plain {  // a bfloat16 number in a matrix that was not packed; where there are dot products, paired when it is read
