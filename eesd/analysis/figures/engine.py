@@ -52,12 +52,13 @@ def _parts(own: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds by piece of a vanilla token, and of a round that drafts `DRAFTED` tokens.
 
     Totals are those of the decode loop. A draft step, measured whole, is divided as its pieces are that were timed
-    alone, whose calls cost more than the one of a step; what is left is verification.
+    alone, whose calls cost more than the one of a step or of a vanilla token; what is left is verification.
     """
-    first = _seconds(own, "first_layers")
-    step = {"first layers": first, "exit layer": _seconds(own, "exit_layer"), "draft head": _seconds(own, "draft_head")}
-    whole = _seconds(own, "draft")
-    drafting = {name: DRAFTED * whole * seconds / sum(step.values()) for name, seconds in step.items()}
+    pieces = {"first layers": "first_layers", "exit layer": "exit_layer", "draft head": "draft_head"}
+    alone = {name: _seconds(own, path) for name, path in pieces.items()}
+    shrunk = _seconds(own, "draft") / sum(alone.values())
+    first = shrunk * alone["first layers"]
+    drafting = {name: DRAFTED * shrunk * seconds for name, seconds in alone.items()}
     drafting["first layers"] += first  # which verification needs of the last drafted token too
     drawn = sum(drafting.values())
     apart = drawn + _seconds(own, "verify_from_exit", DRAFTED + 1)
