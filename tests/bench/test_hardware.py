@@ -13,8 +13,9 @@ from eesd.bench import hardware
 from eesd.bench.hardware import QUERIES, Piece, Pieces, measure_hardware, stored_bytes, time_pieces
 from eesd.errors import EesdError
 from eesd.models import shapes
+from eesd.models.passes import FusedPasses
 from eesd.models.shapes import SHAPES, random_target
-from tests.toys import tiny_config, write_tiny_model
+from tests.toys import needs_compiler, tiny_config, write_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,19 @@ def test_every_piece_is_in_the_table(tmp_path):
     assert 0 < costs["controller_step_s"] < 1e-3
     assert (costs["layers"], costs["distinct_layers"]) == (4, 4)
     assert (costs["queued_draft_steps"], costs["peak_memory_bytes"]) == (1, None)
+
+
+@needs_compiler
+def test_pieces_are_timed_as_the_decode_loop_takes_them(tmp_path, monkeypatch):
+    """A pass in one call each, where the engine has it: separate calls cost more."""
+    monkeypatch.setenv("EESD_ENGINE", "cpp")
+    passes, run = [], FusedPasses.run
+    monkeypatch.setattr(FusedPasses, "run", lambda *given: passes.append(run(*given)) or passes[-1])
+    out = tmp_path / "here.json"
+    measure_hardware(write_tiny_model(tmp_path / "tiny"), None, out, exit_layer=2, contexts=(16,), rounds=2)
+    # Vanilla and both kinds of verification in each of two rounds and once before; and whole rounds of the loop.
+    assert len(passes) > 3 * (1 + 2 * len(QUERIES))
+    assert None not in passes
 
 
 def test_bytes_add_up():
