@@ -28,7 +28,7 @@ from torch import Tensor
 from eesd.errors import EesdError, unknown
 from eesd.models.graphs import GraphEngine, graph_engine
 from eesd.models.kernels import BuildError, build, load, structs
-from eesd.models.kernels.layout import BLOCK_ROWS, Block, blocks, dense, fits, integers
+from eesd.models.kernels.layout import BLOCK_ROWS, Block, Places, blocks, fits, places
 from eesd.models.kernels.packing import Arena, Format, bfloat16_exact, panels, vector
 from eesd.models.transformer import LayerCaches
 
@@ -253,30 +253,26 @@ class Engine:
         if not fits(caches.keys, caches.values, hidden.dtype):
             return None
         batch, seq, _ = hidden.shape
-        if mask is not None and (mask := dense(mask, batch, seq)) is None:
+        found = places(slots, positions, mask, batch, seq, caches.values.shape[3])
+        if found is None:
             return None
-        slot_list = integers(slots, batch, seq)
-        position_list = slot_list if positions is None else integers(positions, batch, seq)
-        if min(slot_list) < 0 or min(position_list) < 0 or max(slot_list) >= caches.values.shape[3]:
-            return None
-        angles = self.angles(rotary, max(position_list) + 1)
-        return list(self._blocks(config, hidden.contiguous(), caches, (slot_list, position_list), mask, angles))
+        angles = self.angles(rotary, max(found.positions) + 1)
+        return list(self._blocks(config, hidden.contiguous(), caches, found, angles))
 
     def _blocks(
         self,
         config: ModelConfig,
         hidden: Tensor,
         caches: LayerCaches,
-        places: tuple[list[int], list[int]],
-        mask: Tensor | None,
+        found: Places,
         angles: tuple[Tensor, Tensor],
     ) -> Iterator[tuple[Block, structs.Call]]:
-        (batch, seq, size), width = hidden.shape, hidden.element_size()
+        (batch, seq, size), width, mask = hidden.shape, hidden.element_size(), found.mask
         like = structs.call_on(config.window, caches, angles)
         like.mask_stride = 0 if mask is None else mask.shape[2]
         for block in blocks(batch, seq):
             first, last = block.first, block.first + block.count
-            numbers = (c_int32 * (2 * block.count))(*places[0][first:last], *places[1][first:last])
+            numbers = (c_int32 * (2 * block.count))(*found.slots[first:last], *found.positions[first:last])
             call = structs.Call.from_buffer_copy(like)
             call.reads = hidden, mask, numbers  # which live as long as the call
             call.batch, call.seq = block.batches, block.count // block.batches

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from eesd.models.engine import DTYPES, Engine, Plan
 from eesd.models.kernels import structs
-from eesd.models.kernels.layout import BLOCK_ROWS, dense, fits, integers
+from eesd.models.kernels.layout import BLOCK_ROWS, fits, places
 from eesd.models.kernels.packing import vector
 from eesd.models.transformer import Layer, LayerCaches, Transformer, run_layers
 
@@ -171,18 +171,13 @@ class FusedPasses:
             call.slots = call.positions = addressof(self.places) + 4 * slots
             call.mask = None
         else:
-            slot_list = integers(slots, 1, count)
-            position_list = slot_list if positions is None else integers(positions, 1, count)
-            both = [*slot_list, *position_list]
-            seen = None if mask is None else dense(mask, 1, count)
-            if min(both) < 0 or max(both) >= self.capacity or (mask is not None and seen is None):
+            found = places(slots, positions, mask, 1, count, self.capacity)
+            if found is None or max(found.positions) >= self.capacity:
                 return None
-            if seen is not None and seen.shape[2] <= max(slot_list):
-                return None
-            places = (c_int32 * len(both))(*both)
-            call.slots, call.positions = addressof(places), addressof(places) + 4 * count
-            call.mask = None if seen is None else seen.data_ptr()
-            call.mask_stride = 0 if seen is None else seen.shape[2]
+            both = (c_int32 * (2 * count))(*found.slots, *found.positions)
+            call.slots, call.positions = addressof(both), addressof(both) + 4 * count
+            call.mask = None if found.mask is None else found.mask.data_ptr()
+            call.mask_stride = 0 if found.mask is None else found.mask.shape[2]
         at_exit, final = (self.embedding.new_empty(1, count, self.embedding.shape[1]) for _ in range(2))
         if done:
             at_exit[:, :done] = states

@@ -39,6 +39,28 @@ def dense(mask: Tensor, batch: int, seq: int) -> Tensor | None:
     return mask.expand(batch, 1, seq, mask.shape[-1])[:, 0].contiguous().view(torch.uint8)
 
 
+class Places(NamedTuple):
+    """Slot and position of every row, batch row after batch row, and the slots it sees, bytes [batch, seq, live]."""
+
+    slots: list[int]
+    positions: list[int]
+    mask: Tensor | None  # None: causal
+
+
+def places(
+    slots: int | Tensor, positions: Tensor | None, mask: Tensor | None, batch: int, seq: int, capacity: int
+) -> Places | None:
+    """Places as the kernels read them; None where they take no such mask, or slots lie outside of cache or mask."""
+    slot_list = integers(slots, batch, seq)
+    position_list = slot_list if positions is None else integers(positions, batch, seq)
+    live = max(slot_list) + 1
+    if min(slot_list) < 0 or min(position_list) < 0 or live > capacity:
+        return None
+    if mask is not None and ((mask := dense(mask, batch, seq)) is None or mask.shape[2] < live):
+        return None
+    return Places(slot_list, position_list, mask)
+
+
 class Block(NamedTuple):
     """Rows first .. first + count of a call: `batches` whole batch rows from `row` on, or a part of one up to `end`."""
 
