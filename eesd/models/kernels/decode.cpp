@@ -80,23 +80,6 @@ void write_states(const float* states, size_t stride, bool is_bf16, int rows, in
     }
 }
 
-// Rows of activations that products read: as they are, rounded where the weights are PAIRS, or both.
-struct Activations {
-    float* data;
-    bf16* narrow;
-    size_t stride;
-    Rows rows(int count) const { return {data, narrow, stride, count}; }
-    // As a matrix of this format reads them.
-    void put(Format format, int row, size_t first, const float* from, int count) const {
-        size_t at = row * stride + first;
-        format == PAIRS ? put_factors(narrow + at, from, count) : ::put(data + at, from, count);
-    }
-    void round(int row, size_t first, size_t count) const {
-        size_t at = row * stride + first;
-        if (narrow) put_factors(narrow + at, data + at, count);
-    }
-};
-
 constexpr int PAIRS_AT_ONCE = 4;  // of panels of gate and up: what they give is used before it leaves the caches
 constexpr int BOTH_ROW = 2 * PAIRS_AT_ONCE * PANEL;
 
@@ -167,9 +150,11 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
     float* qkv = scratch(1, rows * qkv_row);
     Activations attended{scratch(2, rows * attended_row), narrow(8, rows * attended_row), attended_row};
     Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
-    float* partial = scratch(5, size_t(rows) * s.heads * chunks * (dim_row + 2));
-    size_t own_size = 3 * rows * hidden_row / 2 + size_t(rows) * BOTH_ROW + size_t(queries) * s.dim +
-                      CHUNK * (dim_row + QUERIES) + size_t(QUERIES) * std::max(s.dim, CHUNK) / 2 + 64;
+    const bool together = queries >= 2 * TILE_ROWS * call->threads;
+    const size_t partial_row = Attention::partial_row(s.dim);
+    float* partial = scratch(5, (together ? queries : size_t(rows) * s.heads * chunks) * partial_row);
+    size_t own_size = padded(3 * rows * hidden_row / 2 + size_t(rows) * BOTH_ROW + size_t(queries) * s.dim * 3 / 2 +
+                      CHUNK * (dim_row + QUERIES) + size_t(QUERIES) * (partial_row + std::max(s.dim, CHUNK) / 2));
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
     std::atomic<int> arrived{0};
@@ -185,7 +170,9 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
         float* own_queries = both + size_t(rows) * BOTH_ROW;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
-        bf16* narrow_factors = reinterpret_cast<bf16*>(scores + CHUNK * QUERIES);
+        float* fresh = scores + CHUNK * QUERIES;
+        bf16* narrow_factors = reinterpret_cast<bf16*>(fresh + QUERIES * partial_row);
+        bf16* narrow_queries = narrow_factors + QUERIES * std::max(s.dim, CHUNK);
         Tiles tiles(s.is_bf16 || rounded);
         auto share = [&](int n) { return part(n, thread, threads); };
         auto norm = [&](const float* weight) {
@@ -205,18 +192,11 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
                 barrier.wait(threads);
                 char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
                 char* values = static_cast<char*>(call->values) + i * call->key_layer;
-                Attention a{s,       *call,  layer,       qkv,          qkv_row, keys,          values,
-                            partial, chunks, own_queries, chunk_values, scores,  narrow_factors, tiles};
-                s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads)
-                          : attend<float>(a, live.data(), thread, threads);
-                barrier.wait(threads);
-                Part joins = share(rows * s.heads);
-                for (int j = joins.first; j < joins.last; j++) {
-                    int row = j / s.heads, head = j % s.heads;
-                    float* gathered = attended.data + row * attended_row + head * s.dim;
-                    join(a, row, head, chunk_count(live[row / call->seq]), gathered);
-                    attended.round(row, head * s.dim, s.dim);
-                }
+                Attention a{s,       *call, layer, qkv, qkv_row, keys, values, attended, partial, together ? 0 : chunks,
+                            own_queries, chunk_values, scores, fresh, narrow_factors, narrow_queries, tiles};
+                auto wait = [&] { barrier.wait(threads); };
+                s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads, wait)
+                          : attend<float>(a, live.data(), thread, threads, wait);
                 barrier.wait(threads);
                 product(layer.o, own, attended.rows(rows), {states, hidden_row, true}, tiles);
                 barrier.wait(threads);

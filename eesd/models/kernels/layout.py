@@ -3,7 +3,7 @@ them, and blocks of rows."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from eesd.models.cache import CHUNK
 
-# Rows of one call: more are cut into blocks of this size, to keep activations in the cache of a core. Where
-# threads read texts of their own, and all weights with them, a weight should serve more rows.
+# Rows of one call, so that activations stay in the cache of a core: of a batch, and of one text, whose rows share more,
+# weights that one core reads for all of them, keys and values.
 BLOCK_ROWS = 64
-OWN_BLOCK_ROWS = 128
+TEXT_ROWS = 192
+TOGETHER = 32  # rows that kernels take at once, at most
 
 
 def integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
@@ -72,13 +73,16 @@ class Block(NamedTuple):
 
 
 def blocks(batch: int, seq: int) -> list[Block]:
-    """Blocks of at most BLOCK_ROWS: as many batch rows as fit; or each batch row for itself, of OWN_BLOCK_ROWS."""
+    """One block of at most BLOCK_ROWS; else about equal ones, of batch rows or, of at most TEXT_ROWS, of each text."""
     if batch * seq <= BLOCK_ROWS:
         return [Block(0, batch * seq, 0, batch, seq)]
     if seq == 1:
-        count = -(-batch // BLOCK_ROWS)  # of about equal blocks: threads share these out
-        cuts = [batch * i // count for i in range(count + 1)]
-        return [Block(b, end - b, b, end - b, 1) for b, end in pairwise(cuts)]
-    size = BLOCK_ROWS if batch == 1 else OWN_BLOCK_ROWS
-    parts = [(s, min(s + size, seq)) for s in range(0, seq, size)]
+        return [Block(b, end - b, b, end - b, 1) for b, end in _cuts(batch, BLOCK_ROWS, 1)]
+    parts = _cuts(seq, TEXT_ROWS, TOGETHER)
     return [Block(b * seq + s, end - s, b, 1, end) for b in range(batch) for s, end in parts]
+
+
+def _cuts(count: int, most: int, multiple: int) -> list[tuple[int, int]]:
+    """`count` things in about equal parts of at most `most`, multiples of `multiple` but for the last."""
+    size = math.ceil(count / math.ceil(count / most) / multiple) * multiple
+    return [(first, min(first + size, count)) for first in range(0, count, size)]

@@ -40,6 +40,30 @@ struct Rows {
 inline const float* steps(Rows x, const float*) { return x.data; }
 inline const pair* steps(Rows x, const pair*) { return reinterpret_cast<const pair*>(x.narrow); }
 
+void put(float* to, const float* from, int n) { std::copy(from, from + n, to); }
+void put(bf16* to, const float* from, int n) {
+    for (int i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+}
+void put(float& to, float from) { to = from; }
+void put(bf16& to, float from) { to = to_bf16(from); }
+
+// Rows of activations that products read: as they are, rounded where the weights are PAIRS, or both.
+struct Activations {
+    float* data;
+    bf16* narrow;
+    size_t stride;
+    Rows rows(int count) const { return {data, narrow, stride, count}; }
+    // As a matrix of this format reads them.
+    void put(Format format, int row, size_t first, const float* from, int count) const {
+        size_t at = row * stride + first;
+        format == PAIRS ? put_factors(narrow + at, from, count) : ::put(data + at, from, count);
+    }
+    void round(int row, size_t first, size_t count) const {
+        size_t at = row * stride + first;
+        if (narrow) put_factors(narrow + at, data + at, count);
+    }
+};
+
 struct Output {
     float* data;
     size_t stride;

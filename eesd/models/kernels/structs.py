@@ -1,4 +1,4 @@
-"""The structs of decode.cpp and attention.h, field by field."""
+"""The structs of decode.cpp, cache.h and product.h, field by field."""
 
 from __future__ import annotations
 

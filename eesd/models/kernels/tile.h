@@ -70,6 +70,9 @@ inline bf16 to_bf16(float x) {
 inline void put_factors(bf16* to, const float* from, int n) {
 #if defined(__AVX512BF16__)
     int i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        _mm512_storeu_si512(
+            to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + LANES), _mm512_loadu_ps(from + i)));
     for (; i + LANES <= n; i += LANES)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
     __mmask16 rest = (1u << (n - i)) - 1;
@@ -78,6 +81,10 @@ inline void put_factors(bf16* to, const float* from, int n) {
 #else
     for (int i = 0; i < n; i++) to[i] = to_bf16(from[i]);
 #endif
+}
+
+inline void widen(float* to, const bf16* from, int n) {
+    for (int i = 0; i < n; i++) to[i] = to_float(from[i]);
 }
 
 struct plain {  // a bfloat16 number in a matrix that was not packed; where there are dot products, paired when it is read
