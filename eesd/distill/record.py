@@ -148,7 +148,7 @@ def record_batch(
     # The prompt is run once, however often it is continued.
     fan = torch.arange(len(prompts), device=device).repeat_interleave(times)
     if times > 1:
-        cache.keep_rows(fan)
+        cache.take_rows(fan)
     slots = torch.tensor(lengths, device=device)[fan]
     final = final[fan, slots - 1]
     heat = torch.tensor(list(temperatures) * len(prompts), device=device)
@@ -167,7 +167,7 @@ def record_batch(
             break
         if going.sum() <= (1 - RETIRE_SHARE) * len(going):
             rows = going.nonzero()[:, 0]
-            cache.keep_rows(rows.to(device))
+            cache.keep_rows(rows.tolist())
             slots, heat = slots[rows], heat[rows]
             which, tokens, going = which[rows], tokens[rows], going[rows]
         states, final = _run_by_exits(target, target.embed(tokens[:, None].to(device)), layers, cache, slots[:, None])

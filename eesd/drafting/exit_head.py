@@ -237,8 +237,8 @@ class ExitHeadDrafter(Drafter):
             block = chains[first : first + TEXT_BATCH]
             rows = torch.zeros(len(block), dtype=torch.long, device=device)
             block_cache, block_own = copy(cache), copy(own)
-            block_cache.keep_rows(rows)
-            block_own.keep_rows(rows)
+            block_cache.take_rows(rows)
+            block_own.take_rows(rows)
             last = estimates[first : first + len(block), None]
             slots = torch.arange(first, first + len(block), device=device)[:, None] + prompt_tokens
             while True:

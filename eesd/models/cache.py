@@ -61,9 +61,17 @@ class KVCache:
         """Keys and values of one layer, as views."""
         return self.keys[index], self.values[index]
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keep only these batch rows, in this order (finished rows of a batch are retired)."""
+    def take_rows(self, rows: Tensor) -> None:
+        """Copy these batch rows, in this order, to memory of their own; a row may be taken several times."""
         self._hold(*(stored[:, rows] for stored in self._stored))
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only these batch rows, in ascending order, in the same memory (finished rows of a batch are retired)."""
+        for stored in self._stored:
+            for row, old in enumerate(rows):
+                if old != row:
+                    stored[:, row] = stored[:, old]
+        self._hold(*(stored[:, : len(rows)] for stored in self._stored))
 
     def move(self, sources: Sequence[int], slot: int) -> None:
         """Copy the entries at slots `sources`, in this order, to the slots from `slot` on, in every layer."""

@@ -40,15 +40,22 @@ def test_written_side_by_side(live: int) -> None:
     assert caches[0].keys[1].any()
 
 
-def test_rows_at_their_own_slots_and_some_of_them_kept() -> None:
+def test_rows_at_their_own_slots_and_some_of_them_taken_and_kept() -> None:
     caches, slots = both(batch=3), torch.tensor([[0, 1], [CHUNK - 1, CHUNK], [CAPACITY - 1, 9]])
     for cache in caches:
         write(cache.layer(0), *fresh(cache, 2), slots)
     assert_same(caches)
     for cache in caches:
-        cache.keep_rows(torch.tensor([2, 0]))
+        cache.take_rows(torch.tensor([2, 0, 0, 1]))
     assert_same(caches)
-    assert caches[1].keys.shape[1] == 2 and caches[1].keys[0, 0].any()
+    assert caches[1].keys.shape[1] == 4 and torch.equal(caches[1].keys[0, 1], caches[1].keys[0, 2])
+    taken = caches[1].keys.clone()
+    for kept in ([1, 2, 3], [0, 2]):
+        for cache in caches:
+            cache.keep_rows(kept)
+        assert_same(caches)
+        taken = taken[:, kept]
+        assert torch.equal(caches[1].keys, taken) and taken[0, 0].any()
 
 
 def test_a_branch_is_moved_across_the_border_of_chunks() -> None:

@@ -244,7 +244,7 @@ def test_which_caches_are_chunked() -> None:
     assert target.new_cache(70).keys.ndim == 5
     cache = with_engine(target).new_cache(70, batch=3)
     assert cache.keys.shape[3:] == (2, 64, target.config.head_dim)
-    cache.keep_rows(torch.tensor([2, 0]))
+    cache.keep_rows([0, 2])
     assert fits(cache.keys, cache.values, torch.float32)
     odd = with_engine(small({"head_dim": 20}))
     assert odd.new_cache(70).keys.ndim == 5 and odd.new_cache(70).values.shape[3] == 70
