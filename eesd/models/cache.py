@@ -8,6 +8,7 @@ only. Trees of drafted tokens put branches side by side; what is kept of them is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,7 +67,12 @@ class KVCache:
         self._hold(*(stored[:, rows] for stored in self._stored))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only these batch rows, in ascending order, in the same memory (finished rows of a batch are retired)."""
+        """Keep only these batch rows, in the same memory (finished rows of a batch are retired).
+
+        Raises ValueError where they do not ascend: a row would be gone before it is moved.
+        """
+        if any(row >= after for row, after in pairwise(rows)):
+            raise ValueError(f"Rows to keep must ascend, not {list(rows)}.")
         for stored in self._stored:
             for row, old in enumerate(rows):
                 if old != row:

@@ -56,6 +56,9 @@ def test_rows_at_their_own_slots_and_some_of_them_taken_and_kept() -> None:
         assert_same(caches)
         taken = taken[:, kept]
         assert torch.equal(caches[1].keys, taken) and taken[0, 0].any()
+    for rows in ([1, 0], [0, 0]):
+        with pytest.raises(ValueError, match="must ascend"):
+            caches[0].keep_rows(rows)
 
 
 def test_a_branch_is_moved_across_the_border_of_chunks() -> None:

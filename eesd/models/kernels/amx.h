@@ -19,11 +19,13 @@ namespace {
 constexpr int TILE_ROWS = 16;  // and columns
 constexpr int TILE_DEPTH = 32;  // k of one step
 
+int tile_count(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
 // How many rows are shared out to tiles: equally, the last one overlapping its neighbour, so that all are alike.
 struct Tiling {
     int count, tiles, height;
     explicit Tiling(int rows)
-        : count(rows), tiles((rows + TILE_ROWS - 1) / TILE_ROWS), height((rows + tiles - 1) / tiles) {}
+        : count(rows), tiles(tile_count(rows)), height((rows + tiles - 1) / tiles) {}
     int first(int tile) const { return std::min(tile * height, count - height); }
     int shared(int tile) const { return tile * height - first(tile); }  // rows that the tile before has had
 };

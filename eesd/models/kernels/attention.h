@@ -112,9 +112,9 @@ bool takes_tiles(const Attention& a) {
 #endif
 }
 
-// Chunks are read as they lie for so few queries, if no others follow.
+// For so few queries chunks are read as they lie.
 constexpr int FEW = 4;
-bool few(const Attention& a) { return !a.together() && a.queries_of_head() <= FEW; }
+bool few(const Attention& a) { return a.queries_of_head() <= FEW; }
 
 // Some queries of a key-value head, as its chunks are multiplied with them.
 template <class C>
@@ -138,7 +138,7 @@ void attend_chunk_by_vectors(Attention& a, int batch, int head, int chunk, int l
     int dim = a.shape.dim, start = chunk * CHUNK;
     for (int first = queries.first; first < queries.last; first += MAX_TILE) {
         int count = std::min(MAX_TILE, queries.last - first);
-        if (a.together() && unseen(a, batch, first, count, start)) continue;
+        if (a.together && unseen(a, batch, first, count, start)) continue;
         Results results = a.results(batch, head, first, chunk);
         float *out[MAX_TILE], *scores[MAX_TILE];
         for (int q = 0; q < count; q++) out[q] = results.at + q * results.row, scores[q] = a.scores + q * CHUNK;
@@ -154,7 +154,7 @@ void attend_chunk_by_vectors(Attention& a, int batch, int head, int chunk, int l
             soften(a, a.row_of(batch, first + q), start, live, scores[q], sums[0], sums[1]);
         }
         weigh_values(a, count, values, live, out, to_keys);
-        if (a.together()) join_queries(a.joined(first), results, count, dim);
+        if (a.together) join_queries(a.joined(first), results, count, dim);
     }
 }
 
@@ -168,7 +168,7 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live, Part q
     live = std::min(live - start, CHUNK);
 #if defined(EESD_TILES)
     if constexpr (std::is_same_v<C, bf16>)
-        if (by_tiles(dim)) {
+        if (takes_tiles<C>(a)) {
             if (!few(a)) return attend_chunk_by_tiles(a, batch, head, chunk, live, queries, keys, values, next);
             switch (queries.size()) {
                 case 1: return attend_chunk_lying<1>(a, batch, head, chunk, live, keys, values, next);
@@ -181,51 +181,70 @@ void attend_chunk(Attention& a, int batch, int head, int chunk, int live, Part q
     attend_chunk_by_vectors(a, batch, head, chunk, live, queries, keys, values, next);
 }
 
-// Calls task(batch, head, chunk) for this thread's even share of all chunks.
+// Calls task(batch, head, chunk) for this thread's even share of all chunks, or of those that tokens are written to.
 template <class Task>
-void share_chunks(const Attention& a, const int* live, int thread, int threads, Task task) {
+void share_chunks(const Attention& a, const int* live, bool written, Place place, Task task) {
+    auto first = [&](int b) {
+        const int* slots = a.call.slots + b * a.call.seq;
+        return written ? *std::min_element(slots, slots + a.call.seq) / CHUNK : 0;
+    };
     int total = 0, at = 0;
-    for (int b = 0; b < a.call.batch; b++) total += a.shape.kv_heads * chunk_count(live[b]);
-    Part mine = part(total, thread, threads);
+    for (int b = 0; b < a.call.batch; b++) total += a.shape.kv_heads * (chunk_count(live[b]) - first(b));
+    Part mine = part(total, place.thread, place.threads);
     for (int b = 0; b < a.call.batch; b++)
         for (int head = 0; head < a.shape.kv_heads; head++)
-            for (int chunk = 0; chunk * CHUNK < live[b]; chunk++, at++)
+            for (int chunk = first(b); chunk < chunk_count(live[b]); chunk++, at++)
                 if (at >= mine.first && at < mine.last) task(b, head, chunk);
+}
+
+// Whether there are enough queries to share them out, and not the chunks.
+bool shares_queries(const Shape& s, const Call& call) {
+    int queries = call.seq * (s.heads / s.kv_heads);
+    return queries >= 4 * TILE_ROWS && tile_count(queries) * s.kv_heads * call.batch >= 2 * call.threads;
+}
+
+// Some queries of a key-value head through all chunks that any of them sees.
+template <class C>
+void attend_queries(Attention& a, int batch, int head, int live, Part queries) {
+    prepare<C>(a, batch, head, queries);
+    for (int q = queries.first; q < queries.last; q++) begin_joining(a.joined(q).at, a.shape.dim);
+    for (int chunk = 0; chunk < chunk_count(live); chunk++)
+        if (!unseen(a, batch, queries.first, queries.size(), chunk * CHUNK))
+            attend_chunk<C>(a, batch, head, chunk, live, queries);
+    for (int q = queries.first; q < queries.last; q++)
+        leave(a, a.row_of(batch, q), head * a.group() + q % a.group(), a.joined(q).at);
 }
 
 // Attention of a call. Of many queries each thread takes some through all chunks, once the cache is written; of few, it
 // takes some chunks, and results are joined when all are there.
 template <class C, class Wait>
-void attend(Attention& a, const int* live, int thread, int threads, Wait wait) {
+void attend(Attention& a, const int* live, Place place, Wait wait) {
     int dim = a.shape.dim, group = a.group(), queries = a.queries_of_head(), prepared = -1;
-    if (a.together()) {
-        share_chunks(a, live, thread, threads, [&](int b, int head, int chunk) { write_chunk<C>(a, b, head, chunk); });
+    if (a.together) {
+        share_chunks(a, live, true, place, [&](int b, int head, int chunk) { write_chunk<C>(a, b, head, chunk); });
         wait();
-        Part tiles = part((queries + TILE_ROWS - 1) / TILE_ROWS, thread, threads);
-        Part mine{tiles.first * TILE_ROWS, std::min(tiles.last * TILE_ROWS, queries)};
-        for (int b = 0; b < a.call.batch; b++)
-            for (int head = 0; head < a.shape.kv_heads; head++) {
-                prepare<C>(a, b, head, mine);
-                for (int q = mine.first; q < mine.last; q++) begin_joining(a.joined(q).at, dim);
-                for (int chunk = 0; chunk * CHUNK < live[b]; chunk++) attend_chunk<C>(a, b, head, chunk, live[b], mine);
-                for (int q = mine.first; q < mine.last; q++)
-                    leave(a, a.row_of(b, q), head * group + q % group, a.joined(q).at);
-            }
+        int tiles = tile_count(queries), heads = a.call.batch * a.shape.kv_heads;
+        Part mine = part(heads * tiles, place.thread, place.threads);
+        for (int i = mine.first / tiles; i * tiles < mine.last; i++) {
+            int first = std::max(mine.first - i * tiles, 0), last = std::min(mine.last - i * tiles, tiles);
+            int b = i / a.shape.kv_heads, head = i % a.shape.kv_heads;
+            attend_queries<C>(a, b, head, live[b], {first * TILE_ROWS, std::min(last * TILE_ROWS, queries)});
+        }
         return;
     }
-    share_chunks(a, live, thread, threads, [&](int b, int head, int chunk) {
+    share_chunks(a, live, false, place, [&](int b, int head, int chunk) {
         write_chunk<C>(a, b, head, chunk);
         if (prepared != b * a.shape.kv_heads + head) prepare<C>(a, b, head, {0, queries});
         prepared = b * a.shape.kv_heads + head;
         attend_chunk<C>(a, b, head, chunk, live[b], {0, queries});
     });
     wait();
-    Part joins = part(a.call.batch * a.call.seq * a.shape.heads, thread, threads);
+    Part joins = part(a.call.batch * a.call.seq * a.shape.heads, place.thread, place.threads);
     for (int j = joins.first; j < joins.last; j++) {
         int row = j / a.shape.heads, head = j % a.shape.heads, b = row / a.call.seq;
         int query = row % a.call.seq * group + head % group;
-        join_chunks(a.fresh, {a.results(b, head / group, query, 0).at, a.partial_row()}, chunk_count(live[b]), dim);
-        leave(a, row, head, a.fresh);
+        join_chunks(a.room, {a.results(b, head / group, query, 0).at, a.partial_row()}, chunk_count(live[b]), dim);
+        leave(a, row, head, a.room);
     }
 }
 

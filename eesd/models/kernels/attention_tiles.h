@@ -1,5 +1,5 @@
-// A chunk of the cache by the tiles of AMX, which want its lines in pairs; for a few queries lines are read as they lie, by
-// vectors that sum as tiles do.
+// A chunk of the cache by the tiles of AMX, which want its lines in pairs; for a few queries lines are read as they lie,
+// by vectors that sum as tiles do.
 #pragma once
 
 #include "softmax.h"
@@ -53,7 +53,7 @@ void attend_chunk_by_tiles(Attention& a, int batch, int head, int chunk, int liv
     pair_lines(values, CHUNK, live, dim, values + next, paired_values);
     for (int first = queries.first; first < queries.last; first += TILE_ROWS) {
         int count = std::min(TILE_ROWS, queries.last - first);
-        if (a.together() && unseen(a, batch, first, count, start)) continue;
+        if (a.together && unseen(a, batch, first, count, start)) continue;
         Results out = a.results(batch, head, first, chunk);
         weigh_tiles(a.tiles, count, a.narrow_queries + size_t(first) * dim, dim, paired_keys, CHUNK, {a.scores, CHUNK});
         for (int q = 0; q < count; q++) {
@@ -62,19 +62,19 @@ void attend_chunk_by_tiles(Attention& a, int batch, int head, int chunk, int liv
         }
         put_factors(a.narrow, a.scores, count * CHUNK);
         weigh_tiles(a.tiles, count, a.narrow, CHUNK, paired_values, dim, out);
-        if (a.together()) join_queries(a.joined(first), out, count, dim);
+        if (a.together) join_queries(a.joined(first), out, count, dim);
     }
 }
 
-// out[q] = x[q] times lines of a chunk as they lie, `width` numbers each: some panels of them. What comes `next` is
-// fetched meanwhile. A lane is an even number of a line or the odd one after it.
-template <int QUERIES, int PANELS>
+// out[q] = x[q] times lines of a chunk as they lie, `width` numbers each: some panels of them, of which one vector holds
+// the even numbers and one the odd. What comes `next` is fetched meanwhile.
+template <int Q, int PANELS>
 void weigh_lying(const bf16* w, int width, int lines, const float* x, int x_row, const bf16* next, Results out) {
-    vf sums[QUERIES][PANELS][2] = {};
+    vf sums[Q][PANELS][2] = {};
     for (int first = 0; first < lines; first += TILE_DEPTH) {
-        vf of_odds[2][QUERIES][PANELS][2] = {};  // first those of the even lines
+        vf of_odds[2][Q][PANELS][2] = {};  // first those of the even lines
         for (int odd = 0; odd < 2; odd++) {
-            vf(&acc)[QUERIES][PANELS][2] = of_odds[odd];
+            vf(&acc)[Q][PANELS][2] = of_odds[odd];
             for (int k = first + odd; k < std::min(first + TILE_DEPTH, lines); k += 2)
 #pragma GCC unroll 2
                 for (int p = 0; p < PANELS; p++) {
@@ -83,19 +83,19 @@ void weigh_lying(const bf16* w, int width, int lines, const float* x, int x_row,
                     vu both = *reinterpret_cast<const vu_at*>(w + at);
                     vf low = (vf)(both << 16), high = (vf)(both & 0xffff0000u);
 #pragma GCC unroll 4
-                    for (int q = 0; q < QUERIES; q++) {
+                    for (int q = 0; q < Q; q++) {
                         acc[q][p][0] += low * x[q * x_row + k];
                         acc[q][p][1] += high * x[q * x_row + k];
                     }
                 }
         }
-        for (int q = 0; q < QUERIES; q++)
+        for (int q = 0; q < Q; q++)
             for (int p = 0; p < PANELS; p++)
                 for (int i = 0; i < 2; i++) sums[q][p][i] += of_odds[0][q][p][i] + of_odds[1][q][p][i];
     }
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(LANES / 2));
-    for (int q = 0; q < QUERIES; q++)
+    for (int q = 0; q < Q; q++)
         for (int p = 0; p < PANELS; p++) {
             __m512 evens = (__m512)sums[q][p][0], odds = (__m512)sums[q][p][1];
             float* to = out.at + q * out.row + p * PANEL;
@@ -104,29 +104,29 @@ void weigh_lying(const bf16* w, int width, int lines, const float* x, int x_row,
         }
 }
 
-template <int QUERIES>
+template <int Q>
 void weigh_lying(const bf16* w, int width, int lines, const float* x, int x_row, const bf16* next, Results out) {
     int n = 0;
     for (; n + 2 * PANEL <= width; n += 2 * PANEL)
-        weigh_lying<QUERIES, 2>(w + n, width, lines, x, x_row, next + n, {out.at + n, out.row});
+        weigh_lying<Q, 2>(w + n, width, lines, x, x_row, next + n, {out.at + n, out.row});
     for (; n < width; n += PANEL)
-        weigh_lying<QUERIES, 1>(w + n, width, lines, x, x_row, next + n, {out.at + n, out.row});
+        weigh_lying<Q, 1>(w + n, width, lines, x, x_row, next + n, {out.at + n, out.row});
 }
 
 // As by tiles.
-template <int QUERIES>
+template <int Q>
 void attend_chunk_lying(Attention& a, int batch, int head, int chunk, int live, const bf16* keys, const bf16* values,
                         size_t next) {
     int dim = a.shape.dim, start = chunk * CHUNK;
     Results out = a.results(batch, head, 0, chunk);
-    weigh_lying<QUERIES>(keys, CHUNK, dim, a.queries, dim, keys + next, {a.scores, CHUNK});
-    for (int q = 0; q < QUERIES; q++) {
+    weigh_lying<Q>(keys, CHUNK, dim, a.queries, dim, keys + next, {a.scores, CHUNK});
+    for (int q = 0; q < Q; q++) {
         float* sums = out.at + q * out.row + padded(dim);
         soften(a, a.row_of(batch, q), start, live, a.scores + q * CHUNK, sums[0], sums[1]);
     }
-    put_factors(a.narrow, a.scores, QUERIES * CHUNK);
-    widen(a.scores, a.narrow, QUERIES * CHUNK);
-    weigh_lying<QUERIES>(values, dim, live, a.scores, CHUNK, values + next, out);
+    put_factors(a.narrow, a.scores, Q * CHUNK);
+    widen(a.scores, a.narrow, Q * CHUNK);
+    weigh_lying<Q>(values, dim, live, a.scores, CHUNK, values + next, out);
 }
 
 #endif

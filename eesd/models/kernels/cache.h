@@ -1,4 +1,4 @@
-// What a layer's attention is given: its shape, the rows of a call, queries, and the cache that keys and values go to.
+// What a layer and a call consist of, what attention has for them, and how it writes the cache.
 #pragma once
 
 #include <cmath>
@@ -70,13 +70,15 @@ struct Attention {
     size_t qkv_row;
     void *keys, *values;
     Activations attended;  // [rows, heads * dim]: what becomes of it
-    // Partial results, `partial_row()` floats each: sums [dim], the top of the scores, and the sum of weights. Of every
-    // chunk, [kv_heads][rows][heads of one][chunks]; or of all chunks so far, for the queries of one key-value head.
+    // Partial results, `partial_row()` floats each: sums [dim], the top of the scores, and the sum of weights. Where a
+    // thread takes queries through all chunks, what it has joined so far of those of one key-value head; else those of
+    // all chunks, [kv_heads][rows][heads of one][chunks].
+    bool together;
     float* partial;
-    int chunks;  // of each query; 0: of all of them so far
+    int chunks;
     // This thread's. Of tiles, keys and values of a chunk in pairs of lines lie in `chunk_values`.
     float *queries, *chunk_values, *scores;
-    float* fresh;                   // room for results that are joined at once
+    float* room;                    // for a tile's results of a chunk that are joined, or for what they are joined to
     bf16 *narrow, *narrow_queries;  // rounded: what multiplies the cache
     Tiles& tiles;
 
@@ -90,17 +92,16 @@ struct Attention {
     C* chunk_of(void* all, int batch, int head, int start) const {
         return static_cast<C*>(all) + batch * call.key_batch + head * call.key_head + size_t(start) * shape.dim;
     }
-    bool together() const { return chunks == 0; }
     Results joined(int query) const { return {partial + query * partial_row(), partial_row()}; }
     Results results(int batch, int head, int query, int chunk) const {
-        if (together()) return {fresh, partial_row()};
+        if (together) return {room, partial_row()};
         size_t before = (size_t(head) * call.batch + batch) * queries_of_head() + query;
         return {partial + (before * chunks + chunk) * partial_row(), chunks * partial_row()};
     }
 };
 
-// Norm (where the model has it) and rotate one head of one row.
-void rotate(const Attention& a, const float* x, const float* norm, int row, float* y) {
+// Norm (where the model has it) and rotate one head of one row. One function for all: others might round otherwise.
+__attribute__((noinline)) void rotate(const Attention& a, const float* x, const float* norm, int row, float* y) {
     int dim = a.shape.dim, half = dim / 2;
     float normed[1024];
     if (norm) rms_norm(x, norm, normed, dim, a.shape.eps), x = normed;

@@ -44,10 +44,6 @@ class Barrier {
     }
 };
 
-struct Place {
-    int thread, threads;  // a runtime may give fewer than asked for
-};
-
 // A thread's place in a parallel region; `arrived`: of this region, 0 before it.
 Place take_place(std::atomic<int>& arrived) {
 #if defined(__clang__)
@@ -150,11 +146,12 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
     float* qkv = scratch(1, rows * qkv_row);
     Activations attended{scratch(2, rows * attended_row), narrow(8, rows * attended_row), attended_row};
     Activations active{scratch(4, rows * active_row), narrow(9, rows * active_row), active_row};
-    const bool together = queries >= 2 * TILE_ROWS * call->threads;
-    const size_t partial_row = Attention::partial_row(s.dim);
-    float* partial = scratch(5, (together ? queries : size_t(rows) * s.heads * chunks) * partial_row);
-    size_t own_size = padded(3 * rows * hidden_row / 2 + size_t(rows) * BOTH_ROW + size_t(queries) * s.dim * 3 / 2 +
-                      CHUNK * (dim_row + QUERIES) + size_t(QUERIES) * (partial_row + std::max(s.dim, CHUNK) / 2));
+    const bool together = shares_queries(s, *call);
+    const size_t partial_row = Attention::partial_row(s.dim), joined = queries * partial_row;
+    float* partial = scratch(5, together ? call->threads * joined : size_t(rows) * s.heads * chunks * partial_row);
+    size_t own_size = 3 * rows * hidden_row / 2 + size_t(rows) * BOTH_ROW + size_t(queries) * s.dim * 3 / 2;
+    own_size += CHUNK * (dim_row + QUERIES) + size_t(QUERIES) * (partial_row + std::max(s.dim, CHUNK) / 2);
+    own_size = padded(own_size);
     float* own_all = scratch(6, own_size * call->threads);
     Barrier barrier;
     std::atomic<int> arrived{0};
@@ -170,8 +167,8 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
         float* own_queries = both + size_t(rows) * BOTH_ROW;
         float* chunk_values = own_queries + size_t(queries) * s.dim;
         float* scores = chunk_values + CHUNK * dim_row;
-        float* fresh = scores + CHUNK * QUERIES;
-        bf16* narrow_factors = reinterpret_cast<bf16*>(fresh + QUERIES * partial_row);
+        float* room = scores + CHUNK * QUERIES;
+        bf16* narrow_factors = reinterpret_cast<bf16*>(room + QUERIES * partial_row);
         bf16* narrow_queries = narrow_factors + QUERIES * std::max(s.dim, CHUNK);
         Tiles tiles(s.is_bf16 || rounded);
         auto share = [&](int n) { return part(n, thread, threads); };
@@ -192,11 +189,11 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
                 barrier.wait(threads);
                 char* keys = static_cast<char*>(call->keys) + i * call->key_layer;
                 char* values = static_cast<char*>(call->values) + i * call->key_layer;
-                Attention a{s,       *call, layer, qkv, qkv_row, keys, values, attended, partial, together ? 0 : chunks,
-                            own_queries, chunk_values, scores, fresh, narrow_factors, narrow_queries, tiles};
+                float* results = partial + (together ? thread * joined : 0);
+                Attention a{s,      *call,       layer,        qkv,    qkv_row, keys,           values,         attended, together,
+                            results, chunks, own_queries, chunk_values, scores, room, narrow_factors, narrow_queries, tiles};
                 auto wait = [&] { barrier.wait(threads); };
-                s.is_bf16 ? attend<bf16>(a, live.data(), thread, threads, wait)
-                          : attend<float>(a, live.data(), thread, threads, wait);
+                s.is_bf16 ? attend<bf16>(a, live.data(), place, wait) : attend<float>(a, live.data(), place, wait);
                 barrier.wait(threads);
                 product(layer.o, own, attended.rows(rows), {states, hidden_row, true}, tiles);
                 barrier.wait(threads);

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from eesd.models.cache import CHUNK
 
-# Rows of one call, so that activations stay in the cache of a core: of a batch, and of one text, whose rows share more,
-# weights that one core reads for all of them, keys and values.
+# Rows of one call, so that activations stay in the cache of a core. Those of one text are more: weights that one core
+# reads, keys and values serve them all.
 BLOCK_ROWS = 64
 TEXT_ROWS = 192
-TOGETHER = 32  # rows that kernels take at once, at most
+TWO_TILES = 32  # rows that AMX multiplies at once
 
 
 def integers(x: int | Tensor, batch: int, seq: int) -> list[int]:
@@ -73,16 +73,17 @@ class Block(NamedTuple):
 
 
 def blocks(batch: int, seq: int) -> list[Block]:
-    """One block of at most BLOCK_ROWS; else about equal ones, of batch rows or, of at most TEXT_ROWS, of each text."""
+    """One block of at most BLOCK_ROWS rows. Else blocks of whole batch rows where these have one row each, or parts of
+    every batch row, of at most TEXT_ROWS."""
     if batch * seq <= BLOCK_ROWS:
         return [Block(0, batch * seq, 0, batch, seq)]
     if seq == 1:
         return [Block(b, end - b, b, end - b, 1) for b, end in _cuts(batch, BLOCK_ROWS, 1)]
-    parts = _cuts(seq, TEXT_ROWS, TOGETHER)
+    parts = _cuts(seq, TEXT_ROWS, TWO_TILES)
     return [Block(b * seq + s, end - s, b, 1, end) for b in range(batch) for s, end in parts]
 
 
 def _cuts(count: int, most: int, multiple: int) -> list[tuple[int, int]]:
-    """`count` things in about equal parts of at most `most`, multiples of `multiple` but for the last."""
+    """Where to cut, into as few parts of at most `most` as there can be; all but the last equal, a multiple."""
     size = math.ceil(count / math.ceil(count / most) / multiple) * multiple
     return [(first, min(first + size, count)) for first in range(0, count, size)]

@@ -24,6 +24,10 @@ Part part(int count, int thread, int threads) {
     return {int(int64_t(count) * thread / threads), int(int64_t(count) * (thread + 1) / threads)};
 }
 
+struct Place {
+    int thread, threads;  // a runtime may give fewer than asked for
+};
+
 // Some panels of a matrix.
 Matrix slice(const Matrix& m, Part panels) {
     size_t first = size_t(panels.first) * PANEL, width = m.format == FLOAT32 ? sizeof(float) : sizeof(bf16);

@@ -10,7 +10,7 @@ namespace {
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 
 struct Numbers {
-    alignas(64) int32_t of[CHUNK];
+    int32_t of[CHUNK];
     constexpr Numbers() : of() {
         for (int i = 0; i < CHUNK; i++) of[i] = i;
     }
@@ -60,9 +60,9 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
     const int first = from - start, end = std::min(to - start, live);
     vf seen[CHUNK / LANES], tops = all(LOWEST), sums[16 / LANES] = {};
     for (int i = 0; i < CHUNK / LANES; i++) {
-        vi at = *reinterpret_cast<const vi*>(PLACES.of + i * LANES);
+        vi at = *reinterpret_cast<const vi_at*>(PLACES.of + i * LANES);
         vf score = load(scores + i * LANES);
-        seen[i] = (at >= first) & (at < end) ? score : LOWEST - vf{};
+        seen[i] = (at >= first) & (at < end) ? score : all(LOWEST);
         tops = seen[i] > tops ? seen[i] : tops;
     }
     float scale = 1.0f / std::sqrt(float(a.shape.dim));
@@ -76,9 +76,9 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
     sum = lane_sum(sums);
 }
 
-// How much of what is joined so far and of a fresh result remains where their tops are as far apart.
+// Of up to 16 joinings, by how much sums shrink whose top lies below the common one: first the distances.
 struct Shares {
-    alignas(64) float old[16], fresh[16];
+    float old[16], fresh[16];
     void exponentials() {
         for (int i = 0; i < 16; i += LANES) {
             store(old + i, exponential(load(old + i)));
@@ -94,7 +94,8 @@ void begin_joining(float* joined, int dim) {
 }
 
 // Add a fresh result to what is joined. One function for all: others might round otherwise.
-__attribute__((noinline)) void join_one(float* joined, const float* fresh, int dim, float old_share, float fresh_share) {
+__attribute__((noinline)) void join_one(float* joined, const float* fresh, int dim, float old_share,
+                                        float fresh_share) {
     float &top = joined[padded(dim)], &sum = joined[padded(dim) + 1];
     float fresh_top = fresh[padded(dim)], fresh_sum = fresh[padded(dim) + 1];
     if (fresh_sum == 0.0f) return;

@@ -37,6 +37,7 @@ constexpr int PANEL = 2 * LANES;  // outputs of one packed panel: a bfloat16 vec
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float vf_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t vh_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t vu_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
