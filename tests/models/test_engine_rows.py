@@ -73,7 +73,7 @@ def test_texts_do_not_depend_on_each_other(
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_texts_of_one_call_go_on_at_their_own_slots(target: Transformer, dtype: torch.dtype) -> None:
-    """Enough rows to be shared out among threads, of two texts that end in different chunks of the cache."""
+    """Two texts that end in different chunks of the cache; of grouped heads, enough rows that threads share them."""
     fast, threads, seq, begun = with_engine(target.to(dtype)), torch.get_num_threads(), 32, (50, 130)
     texts = [torch.randint(0, 50, (1, n + seq), generator=torch.Generator().manual_seed(n)) for n in begun]
     batch = torch.cat([fast.embed(text[:, -seq:]) for text in texts])

@@ -197,7 +197,7 @@ void share_chunks(const Attention& a, const int* live, bool written, Place place
                 if (at >= mine.first && at < mine.last) task(b, head, chunk);
 }
 
-// Whether there are enough queries to share them out, and not the chunks.
+// Whether there are enough queries to share them out, and not the chunks: two tiles for every thread at least.
 bool shares_queries(const Shape& s, const Call& call) {
     int queries = call.seq * (s.heads / s.kv_heads);
     return queries >= 4 * TILE_ROWS && tile_count(queries) * s.kv_heads * call.batch >= 2 * call.threads;

@@ -217,7 +217,7 @@ static void run_layers(const Shape* shape, const Layer* const* layers, int count
 }
 
 // `groups` times `each` calls: those of a group one after the other, groups in any order. While there are enough of them
-// every thread has groups of its own and waits for nobody within a layer; what remains is shared out by rows and heads.
+// every thread has groups of its own and waits for nobody within a layer; what remains all share within layers.
 void eesd_run_layers(const Shape* shape, const Layer* const* layers, int count, const Call* calls, int groups, int each) {
     const int threads = calls->threads, apart = threads > 1 ? groups / threads * threads : 0;
     auto run = [&](int group, int of) {

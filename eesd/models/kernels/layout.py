@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eesd.models.cache import CHUNK
 
-# Rows of one call, so that activations stay in the cache of a core. Those of one text are more: weights that one core
-# reads, keys and values serve them all.
+# Rows of one call, so that activations stay in the cache of a core. Of one text there are more, since its rows share
+# keys and values, and weights where one core reads them all.
 BLOCK_ROWS = 64
 TEXT_ROWS = 192
 TWO_TILES = 32  # rows that AMX multiplies at once
