@@ -143,6 +143,7 @@ inline void store_second_sums(float* to, size_t row) {
 #else
 
 bool tiles_allowed() { return false; }
+bool by_tiles(int) { return false; }
 
 struct Tiles {
     explicit Tiles(bool) {}

@@ -105,11 +105,7 @@ void weigh_values(const Attention& a, int queries, const C* values, int live, fl
 // Whether a chunk of this cache goes by tiles.
 template <class C>
 bool takes_tiles(const Attention& a) {
-#if defined(EESD_TILES)
     return std::is_same_v<C, bf16> && by_tiles(a.shape.dim);
-#else
-    return false;
-#endif
 }
 
 // For so few queries chunks are read as they lie.

@@ -58,12 +58,13 @@ Place take_place(std::atomic<int>& arrived) {
 }
 
 void read_states(const void* input, bool is_bf16, int rows, int hidden, float* states, size_t stride) {
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < hidden; i++) {
-            size_t at = size_t(r) * hidden + i;
-            float wide = is_bf16 ? to_float(static_cast<const bf16*>(input)[at]) : static_cast<const float*>(input)[at];
-            states[r * stride + i] = wide;
-        }
+    for (int r = 0; r < rows; r++) {
+        size_t at = size_t(r) * hidden;
+        if (is_bf16)
+            widen(states + r * stride, static_cast<const bf16*>(input) + at, hidden);
+        else
+            put(states + r * stride, static_cast<const float*>(input) + at, hidden);
+    }
 }
 
 void write_states(const float* states, size_t stride, bool is_bf16, int rows, int hidden, void* output) {

@@ -62,7 +62,7 @@ void soften(const Attention& a, int row, int start, int live, float* scores, flo
     for (int i = 0; i < CHUNK / LANES; i++) {
         vi at = *reinterpret_cast<const vi_at*>(PLACES.of + i * LANES);
         vf score = load(scores + i * LANES);
-        seen[i] = (at >= first) & (at < end) ? score : all(LOWEST);
+        seen[i] = ((at >= first) & (at < end)) ? score : all(LOWEST);
         tops = seen[i] > tops ? seen[i] : tops;
     }
     float scale = 1.0f / std::sqrt(float(a.shape.dim));
