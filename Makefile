@@ -26,7 +26,7 @@ help:
 	echo "make test       format check, lint, all tests"
 	echo "make format     format the sources"
 	echo "make lint       format check and lint"
-	echo "make clean      delete results, figures and logs; keep resources (downloads, converted models)"
+	echo "make clean      delete results, figures, logs, report.html and everything in build/; keep resources"
 	echo "make distclean  delete resources and $(VENV) too"
 
 environment: $(READY)

@@ -15,7 +15,7 @@ from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
 from eesd.files import read_json
-from eesd.words import BASELINE, INITS, VOCABULARY_OF_PROMPTS, kept, origin_of
+from eesd.words import BASELINE, HF_BASELINE, INITS, VOCABULARY_OF_PROMPTS, kept, origin_of
 
 Config = dict[str, Any]
 
@@ -123,6 +123,10 @@ def _check_method(config: Config, name: str) -> None:
     drafts = method["drafter"] is not None
     if name == BASELINE and any(value is not None for value in method.values()):
         raise _mistake(where, f"'{BASELINE}' is the baseline and takes no keys. Give this method another name.")
+    if name == HF_BASELINE and (method["peer"] != HF_BASELINE or method["generation"] is not None):
+        raise _mistake(
+            where, f"'{name}' is the other baseline: `peer: {HF_BASELINE}` alone. Give this method another name."
+        )
     own = [
         key for key in ("drafter", "tree", "lookup", "controller", *DRAFTER_KEYS.values()) if method[key] is not None
     ]

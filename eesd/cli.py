@@ -17,7 +17,7 @@ import typer
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from eesd.errors import EesdError
+from eesd.errors import EesdError, GivenSettings
 from eesd.files import is_disk_full
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -62,7 +62,7 @@ Settings = Annotated[str, typer.Option(help="JSON object, as the workflow passes
 
 def _settings(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_hook=GivenSettings)
     except json.JSONDecodeError as error:
         raise EesdError(f"--settings is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -332,12 +332,12 @@ def archive(out: Out, files: Annotated[list[Path], typer.Argument(help="files of
 @app.command()
 def readme(
     published: Annotated[Path, typer.Option(help="folder of published runs")] = Path("published"),
-    readme: Annotated[Path, typer.Option(help="file to update")] = Path("README.md"),
+    project: Annotated[Path, typer.Option(help="folder of README.md and docs/results.md")] = Path("."),
 ) -> None:
-    """Write the published results into the README."""
-    from eesd.analysis.readme import update_readme
+    """Write the published results into README.md and docs/results.md."""
+    from eesd.analysis.readme import update_pages
 
-    update_readme(published, readme)
+    update_pages(published, project)
 
 
 @app.command()
@@ -348,7 +348,7 @@ def hardware(
     exit_layer: int = 4,
     draft_rows: Annotated[str, typer.Option(help="tokens that the exit head can draft: a number, or full")] = "8192",
     dtype: str = "auto",
-    contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,1024",
+    contexts: Annotated[str, typer.Option(help="context lengths in tokens, comma-separated")] = "128,512,1024",
     rounds: int = 24,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one")] = None,
 ) -> None:

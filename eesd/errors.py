@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, NoReturn
 
 
 class EesdError(Exception):
     """Bad input or environment. The message says what is wrong and what to do about it."""
+
+
+class GivenSettings(dict[str, Any]):
+    """Settings from a command line: a key that is needed and not there is an EesdError."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise EesdError(f"--settings lacks the key '{key}'.")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> EesdError:

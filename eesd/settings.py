@@ -184,6 +184,26 @@ def compares_exits(config: Config) -> bool:
     return False
 
 
+def drawable_figures(config: Config) -> list[str]:
+    """Of the figures that not every run has something for, those that it has: an empty one would be an error, late."""
+    groups = [config["groups"][name] for name in config["run"]["groups"]]
+    methods = [config["methods"][name] for group in groups for name in group["methods"]]
+    drafts = any(method["drafter"] for method in methods)
+    peers_draft = any(method["generation"] for method in methods)
+    heads = bool(used_heads(config, config["run"]["groups"]))
+    drawable = {
+        "acceptance": drafts or peers_draft,
+        "round_cost": drafts,
+        "discards": drafts or peers_draft,
+        "heads": heads,
+        "heads_by_position": heads,
+        "reliability": heads,
+        "divergence_gaps": not all(group["temperature"] for group in groups),
+        "exit_layers": compares_exits(config),
+    }
+    return [name for name, found in drawable.items() if found]
+
+
 def resolve_view(config: Config, model: str, task: str, group: str) -> Config:
     """Settings of `view`: the group's, with the prompts that are watched."""
     return {**resolve_bench(config, model, task, group), "prompts": config["view"]["prompts"]}

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 BASELINE = "vanilla"  # the method of every group that the others are compared with
+HF_BASELINE = "hf_generate"  # Hugging Face's plain `generate`, the other baseline where a group has it
 INITS = ("last", "same", "lens")  # what an exit head starts from, if not from another head
 VOCABULARY_OF_PROMPTS = "`prompt` exchanges rows of the target's output head. Set output_head: tied, or frequent here."
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of a generation's seconds; together they are its total

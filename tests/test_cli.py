@@ -24,6 +24,7 @@ runner = CliRunner()
         (["figure", "spedup", "--tables", "x", "--out", "y"], "Did you mean 'speedup'"),
         (["bench", "--model", "x", "--settings", "{", "--out", "y"], "--settings is not valid JSON"),
         (["bench", "--model", "x", "--settings", "[1]", "--out", "y"], "must be a JSON object"),
+        (["bench", "--model", "x", "--settings", "{}", "--out", "y"], "--settings lacks the key 'methods'"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_1(arguments, message):

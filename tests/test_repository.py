@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import eesd
+from eesd.analysis.readme import BEGIN, END, readme_block, results_block
 
 MAX_LINES = 400
 TARGETS = ("reproduce", "test", "smoke", "format", "lint", "clean", "distclean")
@@ -84,9 +86,7 @@ def test_no_source_file_is_long(root: Path):
     assert [str(path) for path in files if len(path.read_text().splitlines()) > MAX_LINES] == []
 
 
-def test_readme_shows_the_published_results(root: Path):
-    from eesd.analysis.readme import BEGIN, END, results_block
-
-    shown = (root / "README.md").read_text().split(BEGIN)[1].split(END)[0]
-    # Written with a path relative to the repository: `eesd readme`, run at its top.
-    assert shown == results_block(root / "published").replace(f"{root.as_posix()}/", "")
+@pytest.mark.parametrize(("page", "block"), [("README.md", readme_block), ("docs/results.md", results_block)])
+def test_pages_show_the_published_results(root: Path, page: str, block: Callable[[Path, Path], str]):
+    shown = (root / page).read_text().split(BEGIN)[1].split(END)[0]
+    assert shown == block(root / "published", root / page)

@@ -16,7 +16,6 @@ from eesd.errors import EesdError
 from eesd.schema import controller_table, key_table, load_schema
 from eesd.settings import (
     bench_cells,
-    compares_exits,
     complete,
     controller_files,
     data_inputs,
@@ -136,6 +135,7 @@ def mistake(tmp_path: Path, text: str) -> str:
             "replays: {steps: {lookup: {controller: {name: static, k: 20}}}}",
             "it may copy 20 tokens, but trace.k_max is",
         ),
+        ("methods: {hf_generate: {generation: {prompt_lookup_num_tokens: 9}}}", "'hf_generate' is the other baseline"),
         ("replays: {steps: {figure: replay_step}}", "Did you mean 'replay_steps'?"),
         ("replays: {steps: {controllers: [{name: beta}]}}", "Unknown controller 'beta'. Did you mean 'beta_ts'?"),
         ("replays: {steps: {controllers: [{name: static, grid: {k: 3}}]}}", "grid.k of a replayed controller must be"),
@@ -277,12 +277,6 @@ def test_cost_aware_methods_name_their_cost_table(tmp_path: Path):
     assert method_files(load_config(), MODEL, "bfloat16") == []
     with pytest.raises(EesdError, match="costs are read by cost-aware controllers only"):
         load_config([overlay(tmp_path, text.format("beta_ts", "a100.json"))])
-
-
-def test_exit_layers_are_compared_where_a_group_has_heads_of_several(root: Path):
-    assert not compares_exits(load_config())
-    assert not compares_exits(load_config([root / "config" / "best.yaml"]))
-    assert compares_exits(load_config([root / "config" / "exit_layers.yaml"]))
 
 
 def test_replays_name_their_cost_tables(tmp_path: Path):

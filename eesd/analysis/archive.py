@@ -1,4 +1,4 @@
-"""Published results: what is needed to redraw every figure and to check every number, copied from a finished run.
+"""Published results: tables, and what is needed to redraw every figure from them, copied from a finished run.
 
     python -m eesd archive --out published/default FILES...        # what `snakemake publish` calls, with what it made
 

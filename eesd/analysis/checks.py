@@ -17,12 +17,16 @@ Row = dict[str, Any]
 CELL = ("model", "task", "group")
 # One figure compares rows inside a cell, so these may not change there.
 SAME_IN_CELL = ("dataset", "decoding", "temperature", "dtype", "device", "device_name", "threads", "versions")
+# And titles say these of a whole group.
+SAME_IN_GROUP = ("decoding", "temperature", "dtype", "device", "device_name", "threads")
 SAME_IN_METHOD = ("settings_hash", "engine", "lossy")
 
 
 def check_rows(rows: list[Row]) -> None:
     """Raise EesdError unless rows are unique, of one setting per method, and complete in every unit."""
     _check_unique(rows)
+    for group in _by(rows, ("model", "group")).values():
+        _check_same(group, SAME_IN_GROUP, "")
     for cell in _by(rows, CELL).values():
         _check_same(cell, SAME_IN_CELL, "")
         for method, own in _by(cell, ("method",)).items():

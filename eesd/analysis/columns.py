@@ -25,6 +25,7 @@ _WHO = {
 _DATASET = {"dataset": "true name of the data set"}
 _HOW = {"dtype": "number format of the weights", "decoding": "greedy or sampled"}
 _LOSSY = {"lossy": "true if the method may change the output by design"}
+_LOW = "lower end of the 95 % interval over prompts: Student's t, paired-bootstrap standard error of the log ratio"
 _N = {"n_items": "prompts", "n_units": "prompts x repeats"}
 
 COLUMNS: dict[str, dict[str, str]] = {
@@ -32,9 +33,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         **_WHO,
         "baseline": "vanilla (our own loop, same forward code) or hf_generate (Hugging Face)",
         "n_items": "prompts; with 1 there is no interval",
-        "tokens_per_s": "output tokens / seconds, prefill included, totals over all units",
+        "tokens_per_s": (
+            "output tokens / seconds, prefill included, totals over all units, outputs of one prompt brought to their "
+            "mean length"
+        ),
         "speedup": "tokens_per_s / baseline_tokens_per_s: ratio of totals over all units",
-        "ci_low": "lower end of the 95 % paired bootstrap interval over items",
+        "ci_low": _LOW,
         "ci_high": "upper end of it",
         "rank": "of the method in its group and task (ranking.csv); 1: no method is ahead with its whole interval",
         "decode_speedup": "as speedup without the prefill and its token; empty where a side does not time it apart",
@@ -53,12 +57,12 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "exit_layers": {
         **_WHO,
-        "series": "controller, tree and context that the methods of one line share",
+        "series": "controller, tree, lookup and context that the methods of one line share; what tells lines apart",
         "exit_layer": "layers of the target below the head that drafts",
         "head": "name of that head",
         "n_items": "prompts; with 1 there is no interval",
         "speedup": "over vanilla: ratio of totals over all units",
-        "ci_low": "lower end of the 95 % paired bootstrap interval over items",
+        "ci_low": _LOW,
         "ci_high": "upper end of it",
         **_HOW,
         **_LOSSY,
@@ -69,7 +73,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "other": "a slower method of the same group",
         "n_items": "prompts that both decoded",
         "speedup": "tokens per second of method / those of other: ratio of totals over these prompts",
-        "ci_low": "lower end of the 95 % paired bootstrap interval over prompts",
+        "ci_low": _LOW,
         "ci_high": "upper end of it",
         "faster_on": "share of prompts on which method is the faster one",
         "p_value": "Wilcoxon's signed-rank test on the logarithms of these ratios by prompt; empty below 6 prompts",
@@ -222,12 +226,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "tokens_per_round": "(output tokens - first tokens) / rounds, with the bonus token; vanilla = 1",
         "drafted_per_round": "drafted tokens / rounds",
         "predicted_speedup": "vanilla's modelled seconds / the controller's, with its decisions, without prefill",
-        "ci_low": "lower end of the 95 % paired bootstrap interval over items",
+        "ci_low": _LOW,
         "ci_high": "upper end of it",
         "regret": "1 - predicted_speedup / the oracle's on the same trace and hardware",
         "best_static_k": "static draft length, of all that the trace holds, that hindsight shows to be the fastest",
         "of_best_static": "its modelled seconds / the controller's: above 1 where the controller is faster",
-        "of_best_static_low": "lower end of the 95 % paired bootstrap interval over items, the static length kept",
+        "of_best_static_low": "lower end of its 95 % interval, as ci_low, the static length kept",
         "of_best_static_high": "upper end of it",
         "acceptance_rate": "accepted / drafted tokens, bonus token not counted; empty if nothing is drafted",
         "seconds_per_token": "modelled seconds / output tokens that rounds give",

@@ -28,8 +28,10 @@ Records = list[dict[str, Any]]
 
 
 def shared_items(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Of each method [item: total seconds and tokens of all repeats], for the prompts that every method has decoded."""
-    sums = cell.groupby(["method", "item"], sort=False)[["total", "tokens"]].sum()
+    """Of each method [item: seconds and tokens of all repeats, at even lengths], for the prompts that every method has
+    decoded."""
+    sums = cell.groupby(["method", "item"], sort=False)[["even_s", "even_tokens"]].sum()
+    sums = sums.rename(columns={"even_s": "seconds", "even_tokens": "tokens"})
     methods = {method: sums.loc[method] for method in sums.index.unique("method")}
     shared = sorted(set.intersection(*(set(own.index) for own in methods.values())))
     return {method: own.loc[shared] for method, own in methods.items()}
@@ -42,8 +44,8 @@ def comparison_records(cell: pd.DataFrame) -> Records:
         (fast, own), (slow, base) = sorted(
             ((one, first), (other, second)), key=lambda pair: -_tokens_per_second(pair[1])
         )
-        logs = np.log((base["total"] / base["tokens"]) / (own["total"] / own["tokens"]))
-        speedup = paired_speedup(list(own.index), own["tokens"], own["total"], base["tokens"], base["total"])
+        logs = np.log((base["seconds"] / base["tokens"]) / (own["seconds"] / own["tokens"]))
+        speedup = paired_speedup(list(own.index), own["tokens"], own["seconds"], base["tokens"], base["seconds"])
         records.append(
             {
                 "method": fast,
@@ -82,7 +84,7 @@ def ranking_records(cell: pd.DataFrame, comparisons: Records) -> Records:
 
 
 def _tokens_per_second(own: pd.DataFrame) -> float:
-    return float(own["tokens"].sum() / own["total"].sum())
+    return float(own["tokens"].sum() / own["seconds"].sum())
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -59,7 +59,7 @@ def exit_records(
 ) -> list[dict[str, Any]]:
     """Speedups over vanilla of all methods whose line has two exit layers or more; none if there is no such line.
 
-    cards: (model, head) -> card.
+    Lines of one series say too what of their heads' training differs. cards: (model, head) -> card.
     """
     found: list[tuple[Any, dict[str, Any]]] = []
     lines: dict[Any, set[int]] = {}
@@ -68,7 +68,15 @@ def exit_records(
         card = cards.get((record["model"], method.get("head")))
         if record["baseline"] == BASELINE and card and card["kind"] == "exit_layer":
             one = {**record, "series": series(method, card["context"]), "exit_layer": card["exit_layer"]}
-            line = record["model"], record["group"], one["series"], training(card["settings"])
+            line = (record["model"], record["group"], one["series"]), training(card["settings"])
             lines.setdefault(line, set()).add(card["exit_layer"])
             found.append((line, {**one, "head": card["head"]}))
-    return [one for line, one in found if len(lines[line]) > 1]
+    drawn = [line for line, layers in lines.items() if len(layers) > 1]
+    more = {line: _apart(line[1], [how for place, how in drawn if place == line[0]]) for line in drawn}
+    return [{**one, "series": ", ".join([one["series"], *more[line]])} for line, one in found if line in more]
+
+
+def _apart(own: str, all_lines: Sequence[str]) -> list[str]:
+    """Those settings of a line's training that other lines have otherwise."""
+    mine, others = json.loads(own), [json.loads(line) for line in all_lines]
+    return [f"{key} = {mine.get(key)}" for key in sorted(mine) if any(one.get(key) != mine[key] for one in others)]

@@ -14,7 +14,10 @@ from eesd.analysis.markdown import KEYS, baseline_leads, leads
 from eesd.analysis.order import method_key, natural
 from eesd.analysis.style import method_label, task_label
 
-HEAD = "% Needs \\usepackage{booktabs}. Ratios of totals with 95 % paired bootstrap intervals over prompts.\n"
+HEAD = (
+    "% Needs \\usepackage{booktabs}. Ratios of totals with 95 % intervals over prompts (Student's t on the\n"
+    "% log ratio, with its paired-bootstrap standard error).\n"
+)
 SPECIAL = str.maketrans({**{mark: f"\\{mark}" for mark in "&%$#_{}"}, "\u2020": "\\dag"})
 
 

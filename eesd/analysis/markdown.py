@@ -16,7 +16,8 @@ from eesd.analysis.order import group_key, method_key, natural
 KEYS = {"model": natural, "group": group_key, "baseline": method_key}
 HEAD = (
     "# Speedup\n\nOutput tokens per second over those of the baseline, prefill included, totals over all prompts, with "
-    "the 95 % paired bootstrap interval over prompts. Bold: no other is ahead with its whole interval.\n"
+    "the 95 % interval over prompts (Student's t on the log ratio, with its paired-bootstrap standard error). Bold: no "
+    "other is ahead with its whole interval.\n"
 )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from eesd.words import BASELINE
+from eesd.words import BASELINE, HF_BASELINE
 
-BASELINES = (BASELINE, "hf_generate")
+BASELINES = (BASELINE, HF_BASELINE)
 
 
 def natural(name: str) -> tuple[Any, ...]:

@@ -1,12 +1,13 @@
-"""The results that the README shows, written from published tables, so that they cannot drift from them.
+"""The results that README.md and docs/results.md show, written from published tables, so that none can drift.
 
-    python -m eesd readme --published published --readme README.md
+    python -m eesd readme --published published --project .
 
-A test compares README.md with what this writes.
+A test compares both pages with what this writes.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -18,60 +19,83 @@ from eesd.analysis.provenance import machine_line, read_provenance
 from eesd.analysis.style import method_label, task_label
 from eesd.errors import EesdError
 from eesd.files import write_atomic
-from eesd.words import BASELINE, INITS
+from eesd.words import BASELINE, HF_BASELINE, INITS
 
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 # Folder below published/, what a reader runs to get it, the groups that are shown (the first with its acceptance), and
 # against which baselines; a run that is not there is left out.
 RUNS = (
-    ("default", "make reproduce", ("main", "sampled"), (BASELINE, "hf_generate")),
+    ("default", "make reproduce", ("main", "sampled"), (BASELINE, HF_BASELINE)),
     ("best", "config/best.yaml config/gsm8k.yaml", ("best", "rivals"), (BASELINE,)),
 )
 STUDIES = "studies"
 
 
-def update_readme(published: Path | str, readme: Path | str) -> None:
-    """Replace what stands between the two marks of the README."""
-    readme = Path(readme)
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise EesdError(
-            f"{readme}: the marks {BEGIN.strip()} and {END} are missing. Put them where the results belong."
-        )
-    before, rest = text.split(BEGIN, 1)
-    write_atomic(readme, before + BEGIN + results_block(published) + END + rest.split(END, 1)[1])
+def update_pages(published: Path | str, project: Path | str) -> None:
+    """Replace what stands between the two marks of README.md and of docs/results.md.
+
+    Raises EesdError, and writes neither, if a page lacks its marks or nothing is published.
+    """
+    texts = {}
+    for name, block in (("README.md", readme_block), ("docs/results.md", results_block)):
+        page = Path(project) / name
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        if BEGIN not in text or END not in text:
+            raise EesdError(
+                f"{page}: the marks {BEGIN.strip()} and {END} are missing. Put them where the results belong."
+            )
+        before, rest = text.split(BEGIN, 1)
+        texts[page] = before + BEGIN + block(published, page) + END + rest.split(END, 1)[1]
+    for page, text in texts.items():
+        write_atomic(page, text)
 
 
-def results_block(published: Path | str) -> str:
-    """Figure, speedups, acceptance and verdict of every published run, with its machine."""
-    parts = [_run(Path(published) / name, *shown) for name, *shown in RUNS if (Path(published) / name).is_dir()]
-    if not parts:
-        raise EesdError(f"{published}: no published results here. `snakemake publish` writes them.")
+def readme_block(published: Path | str, page: Path) -> str:
+    """The first published run in brief: machine, figure, speedups over vanilla, verdict."""
+    return "\n".join(_run(*_published_runs(published)[0], page)[0])
+
+
+def results_block(published: Path | str, page: Path) -> str:
+    """Every published run, with acceptance, other groups and heads, and all studies."""
+    parts = [line for run in _published_runs(published) for lines in _run(*run, page) for line in lines]
     studies = sorted(Path(published).glob(f"{STUDIES}/studies/*/*"))
-    return "\n".join([*parts, _studies(studies)] if studies else parts)
+    return "\n".join([*parts, _studies(studies, page)] if studies else parts)
 
 
-def _run(folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[str, ...]) -> str:
+def _published_runs(published: Path | str) -> list[tuple]:
+    """`RUNS`, of those that are there, with their whole path."""
+    runs = [(Path(published) / name, *shown) for name, *shown in RUNS if (Path(published) / name).is_dir()]
+    if not runs:
+        raise EesdError(f"{published}: no published results here. `snakemake publish` writes them.")
+    return runs
+
+
+def _run(
+    folder: Path, command: str, groups: tuple[str, ...], baselines: tuple[str, ...], page: Path
+) -> tuple[list[str], list[str]]:
+    """Blocks of Markdown: what matters most of a run, and the rest."""
     tables = {name: pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("speedup", "acceptance", "heads")}
     speedup = tables["speedup"]
     speedup = speedup[speedup["group"].isin(groups) & speedup["baseline"].isin(baselines)]
     machine = machine_line(read_provenance(folder / "tables" / "provenance.csv"))
     first, *others = (section.lstrip().replace("## ", "### ", 1) for section in sections(speedup))
-    return "\n".join(
-        [
-            f"## Results of `{command}`\n",
-            f"Measured on: {machine}. Prompts: {_datasets(speedup)}.\n",
-            f"![Speedup by task and method]({folder.as_posix()}/figures/speedup.svg)\n",
-            first,
-            f"Losslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
-            _fold("Other baselines and groups, tokens per round, heads", *others, *_details(tables, groups[0])),
-        ]
-    )
+    brief = [
+        f"## Results of `{command}`\n",
+        f"Measured on: {machine}. Prompts: {_datasets(speedup)}.\n",
+        f"![Speedup by task and method]({_link(folder / 'figures' / 'speedup.svg', page)})\n",
+        first,
+        f"Losslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
+    ]
+    rounds = [
+        _rounds(own, tables["speedup"][tables["speedup"]["model"] == model], groups[0])
+        for model, own in tables["acceptance"].groupby("model")
+    ]
+    return brief, [*others, *rounds, _agreement(tables["heads"])]
 
 
-def _fold(summary: str, *blocks: str) -> str:
-    """Markdown that a reader unfolds; blank lines make it Markdown again inside HTML."""
-    return "\n".join([f"<details><summary>{summary}</summary>\n", *blocks, "</details>\n"])
+def _link(file: Path, page: Path) -> str:
+    """A file as a page links to it."""
+    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
 def _datasets(speedup: pd.DataFrame) -> str:
@@ -80,18 +104,14 @@ def _datasets(speedup: pd.DataFrame) -> str:
     return ", ".join(by_task[task] for task in sorted(by_task.index, key=natural))
 
 
-def _details(tables: dict[str, pd.DataFrame], group: str) -> tuple[str, str]:
-    return _rounds(tables["acceptance"], tables["speedup"], group) + "\n", _agreement(tables["heads"]) + "\n"
-
-
 def _rounds(acceptance: pd.DataFrame, speedup: pd.DataFrame, group: str) -> str:
     """What a round yields and how fast decoding alone is, of every drafting method, a column a task."""
     own = acceptance[(acceptance["group"] == group) & (acceptance["method"] != BASELINE)]
     over = speedup[(speedup["group"] == group) & (speedup["baseline"] == BASELINE)].set_index(["method", "task"])
     tasks = sorted(own["task"].unique(), key=natural)
     lines = [
-        f"Group {group}: tokens per round with the target's own token (acceptance rate of drafted tokens), and speedup "
-        "of decoding alone over vanilla, prefill left out:\n",
+        f"{own['model'].iloc[0]}, group {group}: tokens per round with the target's own token (acceptance rate of "
+        "drafted tokens), and speedup of decoding alone over vanilla, prefill left out:\n",
         "| method | " + " | ".join(map(task_label, tasks)) + " |",
         "|---|" + "---|" * len(tasks),
     ]
@@ -103,13 +123,13 @@ def _rounds(acceptance: pd.DataFrame, speedup: pd.DataFrame, group: str) -> str:
             for task in tasks
         ]
         lines.append(f"| {method_label(method)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _agreement(table: pd.DataFrame) -> str:
     """One sentence a head: held-out top-1 agreement by task."""
     sentences = []
-    for head, rows in table[table["position"] == 1].groupby("head"):
+    for (model, head), rows in table[table["position"] == 1].groupby(["model", "head"]):
         found = ", ".join(f"{task_label(row.task)} {row.top1_agreement:.2f}" for row in rows.itertuples())
         first = rows.iloc[0]
         where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
@@ -119,12 +139,12 @@ def _agreement(table: pd.DataFrame) -> str:
         learnt = f"{first.train_tokens:,} training tokens" + (f" and {prompts:,} of prompts" if prompts else "")
         if first.kind == "exit_layer" and first.init not in INITS:
             learnt += f" after those of `{first.init}`"
-        sentences.append(f"Held-out top-1 agreement of head `{head}` ({where}, {learnt}) with the target: {found}.")
-    return "\n".join(sentences)
+        sentences.append(f"Held-out top-1 agreement of head `{head}` ({where}, {learnt}) with {model}: {found}.")
+    return "\n".join(sentences) + "\n"
 
 
-def _studies(folders: list[Path]) -> str:
-    """The learning curve, and under a fold a line for every variation of every study."""
+def _studies(folders: list[Path], page: Path) -> str:
+    """The learning curve, and a line for every variation of every study."""
     tables = [read_study(folder) for folder in folders]
     tasks = sorted({task for table in tables for task in table["task"]}, key=natural)
     lines = [
@@ -132,16 +152,13 @@ def _studies(folders: list[Path]) -> str:
         "Heads of `config/studies.yaml`: held-out top-1 agreement of the first drafted token (mean accepted chain), "
         f"with its 95 % Student-t interval over seeds ({', '.join(sorted({seeds(table) for table in tables}))}).\n",
         *(
-            f"![Agreement against training tokens]({curve.as_posix()})\n"
+            f"![Agreement against training tokens]({_link(curve, page)})\n"
             for curve in sorted(folders[0].parents[2].glob("figures/*/studies/learning_curve.svg"))
         ),
-        _fold(
-            "Every study",
-            "| study | setting | " + " | ".join(map(task_label, tasks)) + " |",
-            "|---|---|" + "---|" * len(tasks),
-            *(line for table in tables for line in _study_lines(table, tasks)),
-            "",
-        ),
+        "| study | setting | " + " | ".join(map(task_label, tasks)) + " |",
+        "|---|---|" + "---|" * len(tasks),
+        *(line for table in tables for line in _study_lines(table, tasks)),
+        "",
     ]
     return "\n".join(lines)
 

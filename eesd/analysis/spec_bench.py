@@ -17,14 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from eesd.analysis.rows import Row, read_rows, settled
+from eesd.errors import EesdError
 from eesd.files import write_atomic
 
 
 def write_answers(rows: Iterable[Path], out: Path) -> list[Path]:
     """Write the answer files of all rows into folder `out`, sorted by question."""
     answers: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    owners: dict[str, tuple[str, ...]] = {}
     for row in read_rows(rows):
-        answers["-".join(row[part] for part in ("model", "group", "method"))][row["task"], row["item"]].append(row)
+        owner = tuple(row[part] for part in ("model", "group", "method"))
+        model_id = "-".join(owner)
+        if owners.setdefault(model_id, owner) != owner:
+            raise EesdError(
+                f"{row['where']}: file {model_id}.jsonl would hold two methods, {' / '.join(owners[model_id])} and "
+                f"{' / '.join(owner)}. Write them into different folders."
+            )
+        answers[model_id][row["task"], row["item"]].append(row)
     written = []
     for model_id, questions in sorted(answers.items()):
         lines = [_answer(model_id, *key, questions[key]) for key in sorted(questions, key=_order)]

@@ -96,14 +96,14 @@ METHOD_LABELS = {
     "eesd_cost": "EESD, Cost-TS",
     "eesd_lookup": "Draft & Verify + lookup",
     "eesd_cost_lookup": "Cost-TS + lookup",
-    "tree_verify_lookup": "tree + lookup",
+    "tree_verify_lookup": "tree, Draft & Verify + lookup",
     "lookup": "prompt lookup",
     "lookup_adaptive": "prompt lookup, adaptive",
     "hf_lookup": "HF prompt lookup",
     "medusa": "Medusa",
     "medusa_tree": "Medusa, tree",
     "medusa_typical": "Medusa, typical",
-    "medusa_tree_lookup": "Medusa tree + lookup",
+    "medusa_tree_lookup": "Medusa, tree + lookup",
     "eesd_tree": "EESD, tree",
     "tree_verify": "tree, Draft & Verify",
     "kangaroo": "Kangaroo",
@@ -119,7 +119,11 @@ METHOD_LABELS = {
     "hf_early_exit": "HF early exit",
     "self_sd": "Self-SD",
 }
-TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"}
+TASK_LABELS = {"asdiv": "ASDiv", "gsm8k": "GSM8K", "xsum": "XSum", "humaneval": "HumanEval", "mbpp": "MBPP"} | {
+    "passages": "Passages",
+    "instruct": "Instructions",
+    "spec_bench": "Spec-Bench",
+}
 BASELINE_LABELS = {"vanilla": "our vanilla", "hf_generate": "HF generate"}
 
 

@@ -45,7 +45,7 @@ from eesd.models.transformer import Layer, Transformer
 from eesd.progress import progress
 
 QUERIES = tuple(range(1, 17))
-CONTEXTS = (128, 1024)
+CONTEXTS = (128, 512, 1024)
 ROUNDS = 24
 # Rounds of one context length before the next has its turn: a shared machine is slow for seconds at a time.
 TURN = 4

@@ -90,8 +90,8 @@ class Costs:
 class CostTable:
     """Costs at increasing context lengths (tokens), linear between them and constant beyond.
 
-    decisions_s: seconds of one decision by the name of the controller; others are free. how: data type and threads that
-    it was measured with, in words.
+    decisions_s: seconds of one decision by the name of the controller. how: data type and threads that it was measured
+    with, in words.
     """
 
     hardware: str
@@ -99,6 +99,10 @@ class CostTable:
     costs: tuple[Costs, ...]
     decisions_s: Mapping[str, float] = field(default_factory=dict)
     how: str = ""
+
+    def decision_s(self, controller: str) -> float:
+        """Seconds of one decision of a controller; of one that was not there to be measured those of the dearest."""
+        return self.decisions_s.get(controller, max(self.decisions_s.values(), default=0.0))
 
     def at(self, context: float) -> Costs:
         """Costs with `context` tokens in the cache."""
@@ -127,24 +131,27 @@ def read_costs(
     context: str = VERIFIED,
     model: str | None = None,
     rows: int | None = None,
+    borrowed: bool = True,
 ) -> CostTable:
     """The cost table in a file of `eesd hardware`; EesdError with its path for anything that is not one.
 
     exit_layer: where the head exits that the costs are for; another one in the table is an error. context: what that
-    head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: of the drafts,
-    where a table of another model may price them too, whatever its exit layer. rows: tokens that the head can draft;
-    another number in the table is an error too.
+    head reads, as in its card: one that reads `verified` states processes accepted tokens again. model: of the drafts.
+    rows: tokens that the head can draft; another number in the table is an error too. borrowed: a table of another
+    model may price the drafts too, whatever its exit layer and rows; else it is an error.
     """
     found = read_measured(path)
     measured_exit = found.facts["exit_layer"]
-    borrowed = model is not None and found.facts["model"] != model
-    if not borrowed and exit_layer not in (None, measured_exit):
+    other = model is not None and found.facts["model"] != model
+    if other and not borrowed:
+        raise EesdError(f"{path}: costs of {found.facts['model']}, but {model} decoded. Give the table of that model.")
+    if not other and exit_layer not in (None, measured_exit):
         raise EesdError(
             f"{path}: measured with an exit after layer {measured_exit}, but the head exits after layer "
             f"{exit_layer}. Measure with `eesd hardware --exit-layer {exit_layer}` and name that file as `costs`."
         )
     measured_rows = found.facts.get("draft_rows")
-    if not borrowed and None not in (rows, measured_rows) and rows != measured_rows:
+    if not other and None not in (rows, measured_rows) and rows != measured_rows:
         raise EesdError(
             f"{path}: measured with a head that drafts {measured_rows} different tokens, but this one drafts {rows}. "
             f"Measure with `eesd hardware --draft-rows {rows}` and name that file as `costs`."

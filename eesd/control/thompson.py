@@ -85,6 +85,11 @@ class CaliTS(Learner):
         """Take the head's calibration."""
         self.calibration = calibration
 
+    def reset(self, seed: int) -> None:
+        """Begin a prompt: what an interrupted round left is no observation."""
+        super().reset(seed)
+        self.round_cs, self.round_bins = [], []
+
     def start(self) -> None:
         """Nothing observed."""
         self.accepted_seen, self.rejected_seen = [0] * self.bins, [0] * self.bins

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eesd.control import Controller, Signal
-from eesd.decoding.sampling import Sampling, draw
+from eesd.decoding.sampling import Sampling, draw, probabilities
 
 if TYPE_CHECKING:
     from eesd.models.engine import Engine
@@ -143,5 +143,5 @@ def read_signal(
     """
     if law is None and engine and (found := engine.softmax_statistics(logits)):
         return found[0], *found
-    law = logits.softmax(-1) if law is None else law
+    law = probabilities(logits) if law is None else law
     return torch.stack((law.max(), law.take(row), torch.special.entr(law).sum())).tolist()

@@ -36,13 +36,21 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [.., vocab] -> the law a token is drawn from, same shape, float32 or better."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        scores = logits.to(wide) / self.temperature
+        scores = _widened(logits) / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             smallest = scores.topk(self.top_k, -1).values[..., -1:]
             scores = scores.masked_fill(scores < smallest, float("-inf"))
         law = scores.softmax(-1)
         return law if self.top_p == 1 else _nucleus(law, self.top_p)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """The model's own law, logits [.., vocab] at temperature 1, float32 or better: confidence of greedy drafts."""
+    return _widened(logits).softmax(-1)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _nucleus(law: Tensor, top_p: float) -> Tensor:

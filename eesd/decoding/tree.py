@@ -29,7 +29,7 @@ from torch import Tensor
 
 from eesd.control import Controller, Signal
 from eesd.decoding.chain import Draft, read_signal
-from eesd.decoding.sampling import Sampling, draw
+from eesd.decoding.sampling import Sampling, draw, probabilities
 from eesd.drafting import Verified
 from eesd.models.passes import Pass, Passes
 from eesd.models.transformer import Transformer
@@ -134,7 +134,7 @@ class Tree(Draft):
         once for every level.
         """
         level = self.depths[self.frontier[0]] + 1
-        laws = logits.softmax(-1) if self.sampling.greedy else self.sampling.probabilities(logits)
+        laws = probabilities(logits) if self.sampling.greedy else self.sampling.probabilities(logits)
         chosen = self._choose(self._candidates(logits, laws, vocabulary))
         self.expanded += self.frontier
         made = [self._add(candidate) for candidate in chosen]

@@ -103,7 +103,8 @@ def make_batch(traces: Sequence[Trace], exit_layer: int, target: Transformer) ->
 def epoch_batches(traces: Sequence[Trace], batch: int, seed: int) -> list[list[Trace]]:
     """All traces once, in batches of answers of similar length (padding costs time) and random order.
 
-    Traces whose prompts teach keep to themselves: a batch is rolled out from where the first of its traces learns.
+    Traces whose prompts teach stand together, for a batch is rolled out from where the first of its traces learns; one
+    batch of each pool may have both kinds.
     """
     shuffled = list(traces)
     rng = random.Random(seed)

@@ -23,7 +23,7 @@ from eesd.models.cache import KVCache
 from eesd.models.transformer import Transformer
 
 TEACHER_TOP = 64
-# Retiring rows copies the cache; worth it once this share of the rows is done.
+# Retiring rows moves those behind them within the cache; worth it once this share of the rows is done.
 RETIRE_SHARE = 0.25
 # Tokens among which the most probable one is looked for first.
 GROUP = 32

@@ -14,7 +14,7 @@ As no token depends on the one before, a tree takes the best candidates of every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +55,6 @@ class MedusaHeads(nn.Module):
         block, output = self.blocks[head], self.outputs[min(head, len(self.outputs) - 1)]
         return head_logits(states + F.silu(linear(states, block.weight) + block.bias), None, output.weight)
 
-    def pack(self, engine: Engine | GraphEngine | None) -> None:
-        """Let the target's engine, if it has one, take over the heads' weights."""
-        if engine:
-            for part in (*self.blocks, *self.outputs):
-                engine.pack(part.weight)
-
 
 def load_medusa_heads(path: Path | str, target: Transformer, model: str) -> tuple[MedusaHeads, dict[str, Any]]:
     """The heads in a folder and their card, ready to draft for this target; EesdError as in `read_head`."""
@@ -72,7 +66,6 @@ def load_medusa_heads(path: Path | str, target: Transformer, model: str) -> tupl
     if tied:
         tensors["outputs.0.weight"] = target.head_weight if ids is None else target.head_weight[ids]
     fill_head(heads, tensors, target, path)
-    heads.pack(target.engine)
     return heads, card
 
 
@@ -80,16 +73,24 @@ def load_medusa_heads(path: Path | str, target: Transformer, model: str) -> tupl
 class MedusaDrafter(Drafter):
     """Drafts the chain of every head's most probable (or drawn) token, or a tree of their best candidates."""
 
-    def __init__(self, heads: MedusaHeads, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, heads: MedusaHeads, card: Mapping[str, Any] | None = None, engine: Engine | GraphEngine | None = None
+    ) -> None:
         self.heads, self.card = heads, card
         self.vocabulary = heads.token_ids
+        with torch.no_grad():
+            self.weight = torch.cat([block.weight for block in heads.blocks])
+            self.bias = torch.stack([block.bias for block in heads.blocks])
+        if engine:
+            for weight in (self.weight, *(output.weight for output in heads.outputs)):
+                engine.pack(weight)
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], target: Transformer, model_dir: Path) -> MedusaDrafter:
         """Load the heads in folder `head_path`."""
         if "head_path" not in settings:
             raise EesdError("Drafter medusa needs trained heads. Add `head: <name of a head>` to the method.")
-        return cls(*load_medusa_heads(settings["head_path"], target, fingerprint(model_dir)))
+        return cls(*load_medusa_heads(settings["head_path"], target, fingerprint(model_dir)), target.engine)
 
     def begin(self, prompt: Prompt) -> None:
         """Keep the state that predicts the first token."""
@@ -98,17 +99,32 @@ class MedusaDrafter(Drafter):
 
     def draft(self, chain: Draftable, pending: int, slot: int) -> None:
         """One head after the other, until the chain stops or the heads end; nothing is shared with verification."""
-        for head in range(len(self.heads)):
+        for logits in self._logits(self.state):
             if chain.stop:
                 break
-            chain.extend(self.heads.logits(self.state, head)[0], self.vocabulary)
+            chain.extend(logits[0], self.vocabulary)
 
     def draft_tree(self, tree: Growable, slot: int) -> None:
         """One head for every level: whatever the nodes before, its candidates are the same."""
-        for head in range(len(self.heads)):
+        for logits in self._logits(self.state):
             if tree.stop:
                 break
-            tree.grow(self.heads.logits(self.state, head), self.vocabulary)
+            tree.grow(logits, self.vocabulary)
+
+    def _logits(self, states: Tensor) -> Iterator[Tensor]:
+        """Draft logits [n, rows] of head after head for normalised final states [n, hidden].
+
+        The blocks are one product. So are the outputs where all heads share one, whose rows are then read once; others
+        are read for the heads that are asked alone.
+        """
+        moved = linear(states, self.weight).unflatten(-1, self.bias.shape) + self.bias
+        each = (states[:, None] + F.silu(moved)).transpose(0, 1).contiguous()
+        outputs = [output.weight for output in self.heads.outputs]
+        if len(outputs) == 1:
+            yield from head_logits(each, None, outputs[0])
+        else:
+            for one, output in zip(each, outputs, strict=True):
+                yield head_logits(one, None, output)
 
     def accept(self, verified: Verified) -> None:
         """Keep the state that predicted the target's own token, which is the next pending one."""
@@ -124,7 +140,7 @@ class MedusaDrafter(Drafter):
         states = target.norm(final[0, prompt_tokens - 1 :])
         for first in range(0, len(chains), TEXT_BATCH):
             block = chains[first : first + TEXT_BATCH]
-            for head in range(len(self.heads)):
-                for chain, row in zip(block, self.heads.logits(states[first : first + len(block)], head), strict=True):
+            for logits in self._logits(states[first : first + len(block)]):
+                for chain, row in zip(block, logits, strict=True):
                     if not chain.stop:
                         chain.extend(row, self.vocabulary)

@@ -17,6 +17,11 @@ from torch import Tensor
 from eesd.errors import EesdError, unknown
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+# Values that a kind of scaling reads.
+ROPE_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class ModelConfig:
         _refuse_variants(hf)
         rope = dict(getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None) or {})
         attention_bias = bool(getattr(hf, "attention_bias", False))
-        return cls(
+        found = cls(
             vocab_size=hf.vocab_size,
             hidden_size=hf.hidden_size,
             intermediate_size=hf.intermediate_size,
@@ -67,6 +72,8 @@ class ModelConfig:
             tied_head=bool(hf.tie_word_embeddings),
             window=_sliding_window(hf),
         )
+        rope_frequencies(found)  # now, not in the middle of a run
+        return found
 
     def check_exit_layer(self, layer: int) -> None:
         """EesdError unless the model can be cut after `layer` layers with some left on both sides."""
@@ -95,7 +102,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     """Inverse RoPE frequencies [head_dim / 2] in float32, scaled as `default`, `linear` or `llama3` say.
 
     `llama3` (Llama 3.1 report): wavelengths beyond `original / low_freq_factor` are stretched by `factor`,
-    those under `original / high_freq_factor` kept, and those between interpolated.
+    those under `original / high_freq_factor` kept, and those between interpolated. EesdError for another scaling or one
+    that lacks a value.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
@@ -103,12 +111,14 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else "default"
     if kind == "default":
         return frequencies
-    if kind == "linear":
-        return frequencies / scaling["factor"]
+    if kind not in ROPE_SCALINGS:
+        raise unknown("RoPE scaling", kind, ("default", *ROPE_SCALINGS))
+    if lacking := [name for name in ROPE_SCALINGS[kind] if name not in scaling]:
+        raise EesdError(f"RoPE scaling '{kind}' lacks '{lacking[0]}' in the model's config.json.")
     if kind == "llama3":
         original = scaling["original_max_position_embeddings"]
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         wavelengths = 2 * math.pi / frequencies
         kept = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
         return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
-    raise unknown("RoPE scaling", kind, ("default", "linear", "llama3"))
+    return frequencies / scaling["factor"]

@@ -390,7 +390,7 @@ def attach_engine(target: Transformer, kind: str | None = None) -> Engine | Grap
     target.engine = engine = make_engine(kind, target.device)
     if isinstance(engine, GraphEngine):
         engine.begin(target)
-    for what in (*target.layers, target.head_weight):
+    for what in dict.fromkeys((*target.layers, target.head_weight)):  # random shapes repeat layers
         what.packed = None
         engine.pack(what)
     return engine

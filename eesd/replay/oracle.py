@@ -84,8 +84,7 @@ class Clock:
             # At the limit of a draft nobody is asked; copies cost their controller next to nothing.
             asked = np.where(looked_up, 0, drafted - np.array([one[2] in ("k_max", "length") for one in rounds]))
             signal = self.signal[began] if controller.uses_signal else 0.0
-            decision = self.table.decisions_s.get(controller_name(controller), 0.0)
-            total += (asked * (signal + decision)).sum()
+            total += (asked * (signal + self.table.decision_s(controller_name(controller)))).sum()
         return float(total)
 
 

@@ -206,7 +206,7 @@ def _measured(row: Mapping[str, Any]) -> float:
 
 def describe(table: pd.DataFrame) -> str:
     """How far off the predictions are, in one line for each kind of error."""
-    lines = [f"{len(table)} rows, {table['rounds'].sum()} rounds: live and replay agree in all of them."]
+    lines = [f"{len(table)} rows, {table['rounds'].sum()} rounds, the same live and in replay."]
     drafting = table[table["method"] != BASELINE]
     kinds = {
         "seconds": table["error"],

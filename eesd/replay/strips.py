@@ -22,6 +22,7 @@ from eesd.errors import EesdError
 from eesd.replay.lookup import Lookup
 from eesd.replay.loop import Rounds, equip_for, replay_item
 from eesd.replay.oracle import Clock, oracle
+from eesd.replay.table import drafter_name
 from eesd.replay.trace import Trace, TracedItem, check_same_model, read_trace
 
 MATCH, ORACLE = "match", "oracle"
@@ -36,7 +37,11 @@ def write_strips_table(traces: Sequence[Path], costs: Path, settings: Mapping[st
     for trace in found:
         table = trace.facts.read_costs(costs)
         item = median_item(trace)
-        who = {key: getattr(trace.facts, key) for key in ("model", "task", "drafter")}
+        who = {
+            "model": trace.facts.model,
+            "task": trace.facts.task,
+            "drafter": drafter_name(trace, settings.get("lookup")),
+        }
         for label, rounds in _lines(trace, item, table, chosen, settings.get("lookup")):
             records += [{**who, "item": item.id, "label": label, **one} for one in rounds]
     result = pd.DataFrame(records, columns=list(COLUMNS["strips"]))

@@ -140,6 +140,11 @@ def _references(
     return {BASELINE: clock.vanilla_items(), "best_static": seconds[best], "best_static_k": best + 1}
 
 
+def drafter_name(trace: Trace, lookup: Mapping[str, Any] | None) -> str:
+    """Who drafts in a replay: the head of the trace, maybe after copies."""
+    return trace.facts.drafter + ("" if lookup is None else " + lookup")
+
+
 def _record(
     trace: Trace,
     table: CostTable,
@@ -161,7 +166,7 @@ def _record(
     return {
         "model": facts.model,
         "task": facts.task,
-        "drafter": facts.drafter if lookup is None else f"{facts.drafter} + lookup",
+        "drafter": drafter_name(trace, lookup),
         "controller": named[0],
         "settings": json.dumps(named[1], sort_keys=True),
         "hardware": table.hardware,

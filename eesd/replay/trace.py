@@ -108,8 +108,7 @@ class TraceFacts:
 
     def read_costs(self, path: Path | str, borrowed: bool = True) -> CostTable:
         """The cost table in a file, for these drafts. borrowed: one of another model may price them too."""
-        model = self.model if borrowed else None
-        return read_costs(path, self.exit_layer, self.context, model, self.vocab_rows)
+        return read_costs(path, self.exit_layer, self.context, self.model, self.vocab_rows, borrowed)
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def read_trace(path: Path | str) -> Trace:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise EesdError(f"{path}: not a readable trace ({error}). `eesd trace` writes one.") from error
-    missing = {*ARRAYS, "output"} - tensors.keys()
+    missing = {*ARRAYS, *TEXTS} - tensors.keys()
     if missing:
         raise EesdError(f"{path}: not a trace (no {', '.join(sorted(missing))}). `eesd trace` writes one.")
     if metadata.get("schema") != SCHEMA:

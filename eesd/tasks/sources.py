@@ -18,6 +18,10 @@ from eesd.files import read_jsonl
 from eesd.resources import WHEELS, raw_path
 from eesd.tasks.base import DataSource
 
+# Fields of rows are text, but for these.
+LISTS = ("turns", "test_list")
+IDS = ("id", "task_id", "question_id")  # text or numbers
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -125,15 +129,24 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file, each with all `fields`; EesdError naming path, line and field otherwise."""
     rows = read_jsonl(path)
     for index, row in enumerate(rows):
-        if any(row.get(name) is None for name in fields):
+        if not all(_fits(row, name) for name in fields):
             _check_fields(row, fields, f"{path}:{_line_number(path, index)}")
     return rows
 
 
 def _check_fields(row: dict[str, Any], fields: Sequence[str], where: str) -> None:
-    missing = [name for name in fields if row.get(name) is None]
-    if missing:
-        raise EesdError(f"{where}: missing field '{missing[0]}'. Expected: {', '.join(fields)}.")
+    for name in fields:
+        if row.get(name) is None:
+            raise EesdError(f"{where}: missing field '{name}'. Expected: {', '.join(fields)}.")
+        if not _fits(row, name):
+            kind = "a list" if name in LISTS else "text"
+            raise EesdError(f"{where}: field '{name}' is {row[name]!r}, expected {kind}.")
+
+
+def _fits(row: dict[str, Any], name: str) -> bool:
+    """Whether a row has a field, of the type that tasks read."""
+    value = row.get(name)
+    return value is not None and (name in IDS or isinstance(value, list if name in LISTS else str))
 
 
 def _line_number(path: Path, index: int) -> int:

@@ -84,10 +84,12 @@ def test_rounds_are_drawn_against_vanilla(tables_dir: Path, tmp_path: Path) -> N
         assert all(word in text for word in (words, "vanilla", "static k = 2", "ASDiv (n = 6)"))
         # Another library's seconds have no parts and its drafts no counts.
         assert "HF generate" not in text
-    for alone in (True, False):
-        for table in ("acceptance", "time_split"):
+    for column in ("method", "baseline"):
+        for table in ("acceptance", "speedup"):
             frame = pd.read_csv(tables_dir / f"{table}.csv")
-            frame[(frame["method"] == "vanilla") == alone].to_csv(tmp_path / f"{table}.csv", index=False)
+            left = frame[frame[column] != "vanilla"] if column == "baseline" and table == "speedup" else frame
+            left = frame[frame["method"] == "vanilla"] if column == "method" else left
+            left.to_csv(tmp_path / f"{table}.csv", index=False)
         with pytest.raises(EesdError, match="no group has both vanilla and a method"):
             svg("round_cost", tmp_path)
 
@@ -177,6 +179,12 @@ def test_gaps_are_drawn_against_their_bound_or_said_to_be_none(tables_dir: Path,
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
     text = svg("divergence_gaps", tmp_path / "tables")
     assert "bfloat16: 1 of 2 identical, 1 ties, 0 different" in text
+    assert "in length alone" not in text
+    path = tmp_path / "tables" / "divergences.csv"
+    table = pd.read_csv(path)
+    longer = table.assign(item="asdiv-3", gap=None, bound=None, length_rule="eos_overrun")
+    longer.to_csv(path, mode="a", header=False, index=False)
+    assert "1 more differ in length alone" in svg("divergence_gaps", tmp_path / "tables")
     sampled = [make_row(m, decoding="sampled", comparison=comparison(c)) for m, c in SAMPLED.items()]
     write_tables([write_rows(tmp_path / "rows.jsonl", sampled)], [], tmp_path / "tables")
     with pytest.raises(EesdError, match="no greedy outputs"):

@@ -156,6 +156,12 @@ def test_mixed_settings(tmp_path: Path, field: str, value: Any) -> None:
     fails(tmp_path, [*unit(), *mixed], "rows.jsonl:4", field, "rows.jsonl:")
 
 
+@pytest.mark.parametrize(("field", "value"), [("dtype", "bfloat16"), ("threads", 16), ("device_name", "Other CPU")])
+def test_tasks_of_a_group_are_measured_alike(tmp_path: Path, field: str, value: Any) -> None:
+    other = unit("xsum-1", task="xsum", **{field: value})
+    fails(tmp_path, unit() + other, "rows.jsonl:3", field, repr(value))
+
+
 def test_other_prompt_than_vanilla(tmp_path: Path) -> None:
     fails(tmp_path, [make_row(), make_row("eesd", prompt_tokens=[1])], "rows.jsonl:2", "another prompt")
 

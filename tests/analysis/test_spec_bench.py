@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from eesd.analysis.spec_bench import accept_lengths, write_answers
-from tests.analysis.factory import make_row, realistic_rows, split_seconds, write_rows
+from eesd.errors import EesdError
+from tests.analysis.factory import make_row, realistic_rows, split_seconds, unit, write_rows
 
 FIELDS = {"question_id", "category", "answer_id", "model_id", "choices", "tstamp"}
 CHOICE = {"index", "turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths"}
@@ -32,6 +35,12 @@ def test_answers_have_the_fields_that_its_scripts_read(tmp_path: Path):
     choice = found[0]["choices"][1]
     assert (choice["index"], choice["turns"], choice["new_tokens"]) == (1, ["five tokens of text"], [5])
     assert (choice["wall_time"], choice["decoding_steps"], choice["accept_lengths"]) == ([1.0], [3], [1, 2, 2])
+
+
+def test_two_methods_of_one_file_name_are_refused(tmp_path: Path):
+    rows = [*unit(methods=("vanilla", "b-c"), group="a"), *unit(methods=("vanilla", "c"), group="a-b")]
+    with pytest.raises(EesdError, match="toy / a / b-c and toy / a-b / c"):
+        write_answers([write_rows(tmp_path / "rows.jsonl", rows)], tmp_path)
 
 
 def test_passes_add_up_to_the_output(tmp_path: Path):

@@ -12,7 +12,6 @@ import pytest
 
 from eesd.analysis.checks import check_rows
 from eesd.analysis.columns import COLUMNS
-from eesd.analysis.exits import series
 from eesd.analysis.order import method_key
 from eesd.analysis.rows import check_row
 from eesd.analysis.tables import build_tables, write_tables
@@ -58,6 +57,24 @@ def test_speedup_by_hand() -> None:
     assert eesd["ci_low"] < 4 / 3 < 2.0 < eesd["ci_high"]
     assert table.loc[("hf_generate", "vanilla"), "speedup"] == pytest.approx(4 / 3)
     assert table.loc[("hf_generate", "eesd"), "speedup"] == pytest.approx(2.0)
+
+
+def test_outputs_of_one_prompt_are_compared_at_their_mean_length() -> None:
+    rounds = {"vanilla": [[0, 0, "none"]] * 4, "eesd": [[3, 3, "k_max"]] * 2}
+    rows = [
+        make_row(method, rounds=rounds[method], output_tokens=list(range(tokens)), decoding="sampled", temperature=1.0)
+        | {"seconds": split_seconds(1.0), "comparison": comparison("not_compared")}
+        for method, tokens in (("vanilla", 5), ("eesd", 9))
+    ]
+    tables = tables_of(rows)
+    # 7 tokens each: an eighth of a second for the prompt, the rest by the seconds of their own 4 and 8 others.
+    vanilla, eesd = 0.125 + 0.875 * 6 / 4, 0.125 + 0.875 * 6 / 8
+    found = tables["speedup"].iloc[0]
+    assert found["tokens_per_s"] == pytest.approx(7 / eesd)
+    assert found["baseline_tokens_per_s"] == pytest.approx(7 / vanilla)
+    assert found["speedup"] == pytest.approx(vanilla / eesd)
+    assert found["decode_speedup"] == pytest.approx(2.0)
+    assert tables["comparisons"]["speedup"].iloc[0] == pytest.approx(vanilla / eesd)
 
 
 def test_rounds_that_lookup_drafted_are_counted() -> None:
@@ -219,31 +236,6 @@ def test_columns_are_the_documented_ones(tables_dir: Path) -> None:
     for name in set(COLUMNS) - {"provenance", "sampling"}:
         header = (tables_dir / f"{name}.csv").read_text().splitlines()[0]
         assert header == ",".join(COLUMNS[name])
-
-
-def test_exit_layers_are_compared_where_nothing_else_differs(tables_dir: Path, tmp_path: Path) -> None:
-    table = pd.read_csv(tables_dir / "exit_layers.csv")
-    assert set(table["exit_layer"]) == {2, 4, 8}
-    assert set(table["series"]) == {"static k = 2, context none", "draft_verify, context none"}
-    assert (table.groupby("exit_layer")["speedup"].first().diff().dropna() < 0).all(), "deeper was made slower"
-    settings = {"head": "exit4", "controller": {"name": "static", "k": 2}}
-    rows = [make_row("vanilla"), make_row("a", settings=settings)]
-    write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [write_card(tmp_path / "card.json")], tmp_path)
-    assert not (tmp_path / "exit_layers.csv").exists(), "one depth compares nothing"
-    rule = {"name": "beta_ts", "k_max": 12, "prior": [1.0, 1.0], "reset_on": "prompt"}  # as by default
-    assert series({"controller": rule}, "verified") == "beta_ts"
-    tree = {"nodes": 5, "width": 2, "acceptance": "exact", "epsilon": 0.09, "delta": 0.3}
-    assert series({"controller": {**rule, "k_max": 4}, "tree": tree}, "none") == (
-        "beta_ts k_max = 4, tree of 5 and width 2, context none"
-    )
-    rows.append(make_row("b", settings={**settings, "head": "exit8"}))
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    cards = [write_card(tmp_path / "card.json"), tmp_path / "exit8.json"]
-    for loss, compared in (("soft", True), ("hard", False)):
-        trained = {"seed": 0, "exit_layer": 8} if compared else {"seed": 0, "exit_layer": 8, "loss": {loss: 1}}
-        write_card(cards[1], "exit8", exit_layer=8, settings=trained)
-        write_tables([path], cards, tmp_path / loss)
-        assert (tmp_path / loss / "exit_layers.csv").exists() == compared, "heads learnt from other labels"
 
 
 def test_equal_rows_give_identical_bytes(tmp_path: Path) -> None:

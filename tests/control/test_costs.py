@@ -46,7 +46,7 @@ def test_whole_rounds_signals_and_accepted_rows_have_prices(tmp_path: Path):
     assert costs.round_s(0) == costs.vanilla_s == 10.0
     assert costs.round_s(4, accepted=2, signals=3) == 22.0 + 2 * 0.25 + 3 * 0.5
     assert costs.accepted_s(5) == costs.accepted_s(2)  # constant beyond what was measured
-    assert table.decisions_s == {"cost_ts": 0.1}
+    assert (table.decision_s("cost_ts"), table.decision_s("added_since")) == (0.1, 0.1), "nothing decides for free"
     plain = read_costs(path, 4, "none").at(100)  # a head that reads the exit alone processes nothing again
     assert plain.round_s(4, accepted=2) == 22.0
     plainly = [*whole(100), piece("vanilla_round", 1, 100, 9.0)]  # a round without a draft costs its drafter's upkeep

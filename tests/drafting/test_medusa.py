@@ -87,14 +87,15 @@ def test_a_text_is_drafted_from_as_one_at_a_time(engine, tied):
     target = tiny_target()
     attach_engine(target, engine)
     drafter = medusa_drafter(target, rows=40, heads=4, tied=tied)
-    drafter.heads.pack(target.engine)
+    drafter = MedusaDrafter(drafter.heads, engine=target.engine)
     output = generate(target, PROMPT, max_new_tokens=90).tokens
 
     class OneByOne(MedusaDrafter):
         draft_text = Drafter.draft_text
 
     batched, single = (
-        record_chains(target, each, PROMPT, output, (), 6) for each in (drafter, OneByOne(drafter.heads))
+        record_chains(target, each, PROMPT, output, (), 6)
+        for each in (drafter, OneByOne(drafter.heads, engine=target.engine))
     )
     assert (batched.drafted == single.drafted).all()
     assert (batched.length == 4).all()

@@ -32,7 +32,7 @@ def priced(folder: Path) -> Path:
         found += [("signal", 1, SIGNAL)]
         keys = ("path", "query_tokens", "seconds")
         pieces += [{**dict(zip(keys, one, strict=True)), "context_tokens": context, "bytes": 1} for one in found]
-    return write_costs(folder / "costs.json", costs=pieces, decisions_s={"confidence": DECISION})
+    return write_costs(folder / "costs.json", costs=pieces, decisions_s={"confidence": DECISION, "static": 0.0})
 
 
 def predict(folder: Path, trace: Trace, rows: list[dict], costs: Path | None = None):
@@ -156,6 +156,13 @@ def test_other_rounds_heads_and_outputs(tmp_path: Path, capsys):
     assert len(predict(tmp_path, trace, changed(settings=carried))) == len(rows) - 1
 
 
+def test_costs_of_another_model_predict_nothing(tmp_path: Path):
+    trace = make_trace(make_item([2, 0, 0, 1, 0], room=0))
+    other = write_costs(tmp_path / "other.json", model="other")
+    with pytest.raises(EesdError, match="costs of other, but toy decoded"):
+        predict(tmp_path, trace, live_rows(trace), other)
+
+
 def test_strips_show_the_median_answer(tmp_path: Path):
     items = [make_item(match, seed=seed) for seed, match in enumerate(([0, 0, 1, 0], [3, 2, 1, 0], [1, 1, 1, 0]))]
     trace = make_trace(*items)
@@ -167,6 +174,12 @@ def test_strips_show_the_median_answer(tmp_path: Path):
     assert table.loc[table["label"] == "match", "accepted"].tolist() == [1, 1, 1, 0]
     static = table[table["label"] == "static, k = 1"]
     assert static[["position", "drafted", "accepted"]].to_numpy().tolist() == [[0, 1, 1], [2, 1, 1]]
+    first = {"min_ngram": 2, "max_ngram": 4, "controller": {"name": "static", "k": 3}}
+    after = write_strips_table(
+        [tmp_path / "trace.safetensors"], priced(tmp_path), {**settings, "lookup": first}, tmp_path / "after.csv"
+    )
+    assert set(table["drafter"]) == {"exit4"}
+    assert set(after["drafter"]) == {"exit4 + lookup"}
     settings["controllers"][0]["grid"]["k"] = [6]
     with pytest.raises(EesdError, match="static may draft 6 tokens"):
         write_strips_table([tmp_path / "trace.safetensors"], priced(tmp_path), settings, tmp_path / "strips.csv")

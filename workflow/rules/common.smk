@@ -40,22 +40,9 @@ TABLES = [
     "heads",
     "calibration",
 ]
-FIGURES = [
-    "speedup",
-    "acceptance",
-    "round_cost",
-    "discards",
-    "time_split",
-    "heads",
-    "heads_by_position",
-    "reliability",
-    "divergence_gaps",
-    "engine",
-]
-# Only where methods differ in nothing but the exit layer.
-if settings.compares_exits(config):
+FIGURES = ["speedup", "time_split", "engine", *settings.drawable_figures(config)]
+if "exit_layers" in FIGURES:
     TABLES.append("exit_layers")
-    FIGURES.append("exit_layers")
 FORMATS = ["pdf", "png", "svg"]
 # The report answers questions; figures and tables stand under the one that they speak to.
 QUESTIONS = {
@@ -64,7 +51,7 @@ QUESTIONS = {
     "3 Is it lossless?": ["lossless", "divergences", "divergence_gaps", "sampling", "quality"],
     "4 What do heads learn?": ["heads", "heads_by_position", "calibration", "reliability", "study", "exit_layers"],
     "5 When to stop drafting?": ["replay"],
-    "6 Where is it from?": ["provenance"],
+    "6 Where do the numbers come from?": ["provenance"],
 }
 # Where figures find their tables: what this run measures, or what the repository has published.
 PUBLISHED = f"{workflow.basedir}/published/{config['published']}"

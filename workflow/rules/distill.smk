@@ -4,8 +4,9 @@ from eesd.published import PUBLISHED_HEADS
 
 # All of eesd/distill but what publishes and takes heads.
 TRAINING = [
-    f"eesd/distill/{name}.py"
-    for name in "batches calibrate checkpoint corpus evaluate heads lens losses origin record rollout train vocabulary".split()
+    f"eesd/distill/{file.name}"
+    for file in sorted(Path(workflow.basedir, "eesd/distill").glob("*.py"))
+    if file.stem not in ("__init__", "published")
 ]
 
 

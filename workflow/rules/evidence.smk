@@ -76,7 +76,7 @@ rule collect_provenance:
 rule export_spec_bench:
     input:
         rows=bench_files(),
-        modules=modules("eesd/analysis/spec_bench.py", "eesd/analysis/rows.py"),
+        modules=modules(*[f"eesd/analysis/{name}.py" for name in ("spec_bench", "rows", "checks")]),
     output:
         directory("results/spec_bench"),
     log:

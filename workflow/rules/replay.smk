@@ -13,6 +13,7 @@ rule record_trace:
         modules=modules(
             *[f"eesd/bench/{name}.py" for name in ("trace", "methods")],
             "eesd/replay/trace.py",
+            "eesd/control/base.py",
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",

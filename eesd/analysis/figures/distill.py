@@ -77,7 +77,7 @@ def draw_reliability(tables_dir: Path) -> Figure:
         axes[0].set_xlim(0, 1)
         axes[0].set_ylim(-0.27, 1.02)
         axes[0].set_yticks([0, 0.5, 1])
-        axes[0].set_ylabel("agrees with the target", y=0.6)
+        axes[0].set_ylabel("share agreeing with the target", y=0.6)
     style.key(drawing, panels, tuple(CONFIDENCES))
     return drawing
 

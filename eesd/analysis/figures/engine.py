@@ -28,10 +28,10 @@ PIECES = {
 def draw_engine(tables_dir: Path) -> Figure:
     """For each model and machine: milliseconds of a vanilla token and of an EESD round; verification against tokens."""
     table = read_table(tables_dir, "engine")
-    measured = list(table.groupby(["model", "device", "dtype", "engine"], sort=False, dropna=False))
+    measured = list(table.groupby(["model", "device", "dtype", "engine", "threads"], sort=False, dropna=False))
     drawing = Figure(figsize=(style.PAGE_IN, 2.3 * len(measured)), layout="constrained")
     panels = drawing.subplots(len(measured), 2, squeeze=False)
-    for ((model, device, dtype, engine), own), (left, right) in zip(measured, panels, strict=True):
+    for ((model, device, dtype, engine, _), own), (left, right) in zip(measured, panels, strict=True):
         where = f"{model}, {dtype}, {device}, {engine}"
         _round_panel(left, own[own["context_tokens"] == own["context_tokens"].min()], where)
         _verify_panel(right, own)

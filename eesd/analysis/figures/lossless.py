@@ -56,6 +56,9 @@ def _panel(panel: Axes, found: pd.DataFrame, counts: pd.DataFrame, dtype: str) -
         panel.set_xticks([])
         panel.set_yticks([])
         return
+    if ended:
+        note = {"xycoords": "axes fraction", "va": "bottom", "color": "0.4", "fontsize": 7}
+        panel.annotate(f"{ended} more differ in length alone", (0.04, 0.02), **note)
     for method, own in by(drawn, "method"):
         peer = " (peer)" if bool(own["peer"].iloc[0]) else ""
         panel.plot(

@@ -59,7 +59,7 @@ def _prediction_panel(panel: Axes, own: pd.DataFrame, task: str, ends: tuple[flo
     speedup = own["predicted_speedup"] / own["measured_speedup"] - 1
     for name, errors in (("speedup", speedup), ("paired", own["paired_error"]), ("seconds", own["error"])):
         median, high = 100 * errors.abs().quantile([0.5, 0.9])
-        lines.append(f"{name}: {median:.1f} %, 90 % below {high:.1f} %")
+        lines.append(f"{name}: {median:.1f} %, 90th percentile {high:.1f} %")
     place = {"xy": (0.98, 0.03), "xycoords": "axes fraction", "ha": "right", "fontsize": 6}
     panel.annotate("median error\n" + "\n".join(lines), **place)
     panel.set_xlabel("measured speedup over vanilla")

@@ -166,7 +166,7 @@ def draw_steps(tables_dir: Path) -> Figure:
     # Long drafts cost many times what the rules that matter do.
     axes[0][0].set_yscale("log", base=2)
     axes[0][0].yaxis.set_major_formatter(style.matplotlib.ticker.FormatStrFormatter("%g"))
-    axes[0][0].set_ylabel("modelled milliseconds a token")
+    axes[0][0].set_ylabel("modelled milliseconds per token")
     style.key(drawing, axes, labels)
     return drawing
 

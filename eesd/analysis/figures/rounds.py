@@ -32,12 +32,10 @@ LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 @FIGURES.register("round_cost")
 def draw_round_cost(tables_dir: Path) -> Figure:
     """Tokens that a round yields against its cost in vanilla tokens, prefill left out; grey lines: equal speedups."""
-    acceptance, split = read_table(tables_dir, "acceptance"), read_table(tables_dir, "time_split")
-    split["decode_s"] = split["total_s"] - split["prefill_s"]  # missing for peers, whose seconds are not split
-    table = acceptance.merge(split[[*CELL, "method", "decode_s"]], on=[*CELL, "method"])
-    vanilla = table[table["method"] == BASELINE].set_index(CELL)["decode_s"].rename("vanilla_s")
-    table = table.join(vanilla, on=CELL)
-    table["cost"] = table["tokens_per_round"] * table["decode_s"] / table["vanilla_s"]
+    acceptance, speedup = read_table(tables_dir, "acceptance"), read_table(tables_dir, "speedup")
+    over = speedup[speedup["baseline"] == BASELINE].set_index([*CELL, "method"])["decode_speedup"]
+    table = acceptance.join(over, on=[*CELL, "method"])  # missing for peers, whose seconds are not split
+    table["cost"] = table["tokens_per_round"] / table["decode_speedup"].mask(table["method"] == BASELINE, 1.0)
     if table.loc[table["method"] != BASELINE, "cost"].isna().all():
         raise EesdError(f"{tables_dir}: no group has both vanilla and a method with a split of its time to compare.")
 
@@ -78,7 +76,13 @@ def draw_discards(tables_dir: Path) -> Figure:
         panel.set_ylim(0, 1.08)
 
     labels = ("discarded drafted tokens per output token", "verifications per output token")
-    return _scatter(table, ("discarded", "verified"), labels, "work of a token, Pareto front", front)
+    return _scatter(
+        table,
+        ("discarded", "verified"),
+        labels,
+        "passes of the target against discarded drafts, with the Pareto front",
+        front,
+    )
 
 
 @FIGURES.register("exit_layers")
