@@ -56,7 +56,7 @@ rule studies:
         lambda wildcards: study_files(),
 
 
-# Copy what was measured to published/, for everybody to redraw; the README's results come from there.
+# Copy what was measured to published/, for everybody to redraw; README.md and docs/results.md show it.
 rule publish:
     input:
         rules.all.input,

@@ -141,7 +141,7 @@ def test_bad_input_is_one_message(tmp_path: Path, costs_file: Path):
     with pytest.raises(EesdError, match=r"\{'name': 'static'\} twice"):
         expand([{"name": "static", "grid": {"k": [1, 4]}}, {"name": "static"}])
     save_file({"match": np.zeros(1)}, tmp_path / "part.safetensors")
-    with pytest.raises(EesdError, match=r"not a trace \(no confidence"):
+    with pytest.raises(EesdError, match=r"not a trace \(no beyond, confidence"):
         read_trace(tmp_path / "part.safetensors")
     (tmp_path / "no.safetensors").write_text("nothing")
     with pytest.raises(EesdError, match="not a readable trace"):
