@@ -31,6 +31,9 @@ def draw_divergence_gaps(tables_dir: Path) -> Figure:
     for panel, (dtype, own) in zip(panels, formats, strict=True):
         _panel(panel, found[found["dtype"] == dtype], own, dtype)
     panels[0].set_ylabel("logit gap in float64")
+    named = {label: mark for panel in panels for mark, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if named:
+        drawing.legend(named.values(), named, fontsize=6.5, loc="outside right center", frameon=False)
     return drawing
 
 
@@ -80,4 +83,3 @@ def _panel(panel: Axes, found: pd.DataFrame, counts: pd.DataFrame, dtype: str) -
     panel.plot(ends, ends, color="0.2", linewidth=0.8, zorder=1)
     panel.annotate("tie", (0.96, 0.72), xycoords="axes fraction", ha="right", color="0.4", fontsize=7)
     panel.annotate("different", (0.04, 0.93), xycoords="axes fraction", color="0.4", fontsize=7)
-    panel.legend(fontsize=6.5, loc="lower right", frameon=False)
