@@ -27,7 +27,8 @@ runner = CliRunner()
         (["bench", "--model", "x", "--settings", "{}", "--out", "y"], "--settings lacks the key 'methods'"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_1(arguments, message):
+def test_mistakes_end_in_one_line_and_status_1(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = runner.invoke(cli.app, arguments)
     assert result.exit_code == 1
     assert message in result.output

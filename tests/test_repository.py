@@ -18,6 +18,7 @@ import eesd
 from eesd.analysis.readme import BEGIN, END, readme_block, results_block
 
 MAX_LINES = 400
+MAX_BYTES = 16 * 2**20
 TARGETS = ("reproduce", "test", "smoke", "format", "lint", "clean", "distclean")
 
 
@@ -78,6 +79,15 @@ def test_files_beside_the_code_ship_with_the_package(root: Path):
     assert {
         path for path in (root / "eesd").rglob("*.*") if path.suffix in (".cpp", ".h", ".html", ".css", ".js")
     } <= shipped
+
+
+def test_no_large_file_is_tracked(root: Path):
+    """What is made is not committed; the largest published head has 10 MB."""
+    if not (root / ".git").exists():
+        pytest.skip("no git checkout, so nothing is tracked")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (root / name).stat().st_size for name in tracked.split("\0") if (root / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > MAX_BYTES} == {}
 
 
 def test_no_source_file_is_long(root: Path):
