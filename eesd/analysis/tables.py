@@ -128,9 +128,9 @@ def _evened(frame: pd.DataFrame) -> pd.DataFrame:
     """Add `even_tokens` and `even_s`: what the mean output of a prompt would have taken at the speed of each row.
 
     Drawn tokens end where chance has it, and the seconds of the prompt would be spread over more of them for whichever
-    method happened to write more: two of three answers in a group of a dozen prompts moved by 3 to 6 %. So all outputs
-    of a prompt are brought to their mean length, prefill + decode (mean - 1) / (tokens - 1). Equal outputs stay as
-    they are; so do those without a second token, and peers', whose seconds are not split.
+    method happened to write more, 6 % of a speedup in a group of a dozen prompts. So all outputs of a prompt are
+    brought to their mean length, prefill + decode (mean - 1) / (tokens - 1). Equal outputs stay as they are; so do
+    those without a second token, and peers', whose seconds are not split.
     """
     split = ~frame["peer"] & (frame["tokens"] > 1)
     mean = frame[split].groupby([*CELL, "item"])["tokens"].mean().rename("even_tokens")

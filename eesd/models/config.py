@@ -17,11 +17,6 @@ from torch import Tensor
 from eesd.errors import EesdError, unknown
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-# Values that a kind of scaling reads.
-ROPE_SCALINGS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     """Inverse RoPE frequencies [head_dim / 2] in float32, scaled as `default`, `linear` or `llama3` say.
 
     `llama3` (Llama 3.1 report): wavelengths beyond `original / low_freq_factor` are stretched by `factor`,
-    those under `original / high_freq_factor` kept, and those between interpolated. EesdError for another scaling or one
-    that lacks a value.
+    those under `original / high_freq_factor` kept, and those between interpolated. EesdError for another scaling;
+    transformers refuses one that lacks a value.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
@@ -111,14 +106,12 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else "default"
     if kind == "default":
         return frequencies
-    if kind not in ROPE_SCALINGS:
-        raise unknown("RoPE scaling", kind, ("default", *ROPE_SCALINGS))
-    if lacking := [name for name in ROPE_SCALINGS[kind] if name not in scaling]:
-        raise EesdError(f"RoPE scaling '{kind}' lacks '{lacking[0]}' in the model's config.json.")
+    if kind == "linear":
+        return frequencies / scaling["factor"]
     if kind == "llama3":
         original = scaling["original_max_position_embeddings"]
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         wavelengths = 2 * math.pi / frequencies
         kept = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
         return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
-    return frequencies / scaling["factor"]
+    raise unknown("RoPE scaling", kind, ("default", "linear", "llama3"))

@@ -145,6 +145,15 @@ def test_cali_ts_counts_what_was_seen_by_bin():
     assert (controller.accepted_seen, controller.rejected_seen) == ([1, 2], [1, 0])
 
 
+def test_an_interrupted_round_teaches_the_next_prompt_nothing():
+    controller = made("cali_ts", bins=2, reset_on="never")
+    controller.keep_drafting(sure(0.9))
+    controller.reset(1)
+    controller.keep_drafting(sure(0.1))
+    controller.update(1, 1)
+    assert (controller.accepted_seen, controller.rejected_seen) == ([1, 0], [0, 0])
+
+
 def test_cali_ts_starts_from_the_calibration():
     controller = made("cali_ts", kappa=1000.0)
     for q in (0.2, 0.9):

@@ -224,6 +224,21 @@ def test_unsupported_architectures_list_the_known_ones(tmp_path: Path):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, "Unknown RoPE scaling 'yarn'"),
+        ({"rope_type": "linear"}, "not a usable model configuration.*factor"),
+    ],
+)
+def test_rope_scalings_are_refused_before_anything_runs(llama: Path, scaling: dict[str, Any], message: str):
+    path = llama / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rope_parameters": {"rope_theta": 10000.0, **scaling}}))
+    with pytest.raises(EesdError, match=message):
+        load_config(llama)
+
+
 def test_weights_that_do_not_fit_are_named(llama: Path):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))

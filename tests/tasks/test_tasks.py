@@ -230,6 +230,9 @@ def test_malformed_rows_are_located(source: DataSource):
     path.write_text('{"question": "a", "answer": "#### 1"}\n\n{"question": "b"}\n')
     with pytest.raises(EesdError, match=r"gsm8k_test\.jsonl:3: missing field 'answer'. Expected: question, answer"):
         TASKS["gsm8k"].items("train", source)
+    path.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": 4}\n')
+    with pytest.raises(EesdError, match=r"gsm8k_test\.jsonl:2: field 'answer' is 4, expected text"):
+        TASKS["gsm8k"].items("train", source)
     path.write_text('{"question": "a", "answer": "no marker 1"}\n')
     with pytest.raises(EesdError, match=r"row 0: 'answer' does not end in '#### <number>'"):
         TASKS["gsm8k"].items("train", source)
