@@ -184,7 +184,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "chain_length": "drafted tokens, of 8, that match before the first miss, the mean of rounds with 8 to come; "
         "empty where none has",
         "model": _WHO["model"],
-        "positions": "evaluation positions measured as the first of a draft",
+        "positions": "evaluation positions measured as the first of a draft: those after the first token of an answer",
         "seed": "seed of the training: order of the sequences, and which ones where `train_tokens` limits them",
         "train_seconds": "seconds of training, the corpus left out",
         "device_name": "processor or GPU that trained it; empty, like the next three, where the card does not say",

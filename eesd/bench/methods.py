@@ -18,7 +18,7 @@ import torch
 
 from eesd.bench.cost_file import measured_how
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
+from eesd.control import Controller, calibration_of, has_sampled, make_controller, read_costs, read_verification
 from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical
@@ -111,7 +111,7 @@ def build_method(
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
         how = measured_how(str(target.dtype)[6:], target.device.type, torch.get_num_threads())
-        equip(name, controller, settings, drafter, how)
+        equip(name, controller, settings, drafter, how, sampled=not sampling.greedy)
         branching = make_branching(settings, controller, drafter)
         if settings.get("lookup"):
             first = DRAFTERS["lookup"].build(settings["lookup"], target, model_dir)
@@ -119,10 +119,13 @@ def build_method(
     return OwnMethod(target, drafter, controller, branching, lookup, sampling, eos, cache)
 
 
-def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter, how: str) -> None:
+def equip(
+    name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter, how: str, sampled: bool = False
+) -> None:
     """Hand a controller what it needs of its head's card and of the cost table that the settings name.
 
-    how: data type and threads of this run (`measured_how`); a table of others weighs the wrong costs, which is said.
+    how: data type and threads of this run (`measured_how`); a table of others weighs the wrong costs, which is said, as
+    is a calibration of greedy decoding where tokens are drawn (`sampled`).
     """
     calibration = costs = None
     if controller.uses_calibration:
@@ -131,7 +134,9 @@ def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafte
                 f"Method '{name}': controller {settings['controller']['name']} needs the calibration of a trained "
                 "head. Give the method a head, or another controller."
             )
-        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
+        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json", sampled)
+        if sampled and not has_sampled(drafter.card):
+            print(f"{name}: a calibration of greedy decoding decides where tokens are drawn.", file=sys.stderr)
     if controller.uses_costs:
         costs = read_costs(
             settings["costs"], drafter.exit_layer, head_context(drafter), rows=(drafter.card or {}).get("vocab_rows")
@@ -184,7 +189,8 @@ def _decided_by(card: Path) -> str | None:
         return None
     found = read_card(card.parent)
     calibration = found.get("calibration") or {}
-    return settings_hash([calibration.get("x"), calibration.get("y"), found.get("accuracies")])
+    maps = [(one.get("x"), one.get("y")) for one in (calibration, calibration.get("sampled") or {})]
+    return settings_hash([maps, found.get("accuracies")])
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:

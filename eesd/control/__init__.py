@@ -2,7 +2,7 @@
 
 from eesd.control import bandits, cost_aware, heuristics, static, thompson  # noqa: F401  (registers the controllers)
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
-from eesd.control.calibration import Calibration, calibration_of
+from eesd.control.calibration import Calibration, calibration_of, has_sampled
 from eesd.control.costs import CostTable, read_costs, read_verification
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CostTable",
     "Signal",
     "calibration_of",
+    "has_sampled",
     "make_controller",
     "read_costs",
     "read_verification",

@@ -1,7 +1,8 @@
-"""Calibration: from a head's confidence max q to the probability that the target agrees.
+"""Calibration: from a head's confidence max q to the probability that the target accepts what it drafts.
 
-Isotonic regression (scikit-learn) on greedy chains over calibration prompts, checked on evaluation prompts. The
-breakpoints go into the head's card, where controllers read them (eesd/control/calibration.py).
+Isotonic regression (scikit-learn) on chains over calibration prompts, checked on evaluation prompts; one map for greedy
+decoding and one for sampling. The breakpoints go into the head's card, where controllers read them
+(eesd/control/calibration.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from eesd.distill.evaluate import confidences
+from eesd.distill.evaluate import Judged, judge
 from eesd.distill.heads import Student
 from eesd.distill.record import Trace
+from eesd.errors import EesdError
 
 BINS = 10
 
@@ -25,37 +27,51 @@ def calibrate(
     """Breakpoints x, y of the piecewise linear map, and how well it does on the evaluation traces.
 
     ece, ece_raw: expected calibration error (Guo et al. 2017) with and without the map; bins: one record for each
-    of ten equally wide bins of the calibrated probability.
+    of ten equally wide bins of the calibrated probability. The same of tokens drawn at temperature 1 under `sampled`.
+    EesdError if no answer has two tokens.
     """
-    scores, agreed = (part.numpy() for part in confidences(student, [t for ts in calibration.values() for t in ts]))
-    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, agreed)
-    scores, agreed = (part.numpy() for part in confidences(student, [t for ts in evaluation.values() for t in ts]))
+    traces = ([trace for of_task in split.values() for trace in of_task] for split in (calibration, evaluation))
+    fitted_on, checked_on = (judge(student, of_split) for of_split in traces)
+    found = {way: _calibrate(fitted_on[way], checked_on[way]) for way in fitted_on}
+    return {**found["greedy"], "sampled": found["sampled"]}
+
+
+def _calibrate(fitted_on: Judged, checked_on: Judged) -> dict[str, Any]:
+    if not (len(fitted_on.confidence) and len(checked_on.confidence)):
+        raise EesdError(
+            "A head is calibrated on tokens after the first of an answer, and no answer of calibration or evaluation "
+            "prompts has any. Give the corpus more prompts, or a task with longer answers."
+        )
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
+    fitted.fit(*(x.numpy() for x in (fitted_on.confidence, fitted_on.accepted, fitted_on.reached)))
+    scores, accepted, reached = (x.numpy() for x in (checked_on.confidence, checked_on.accepted, checked_on.reached))
     calibrated = fitted.predict(scores)
     return {
         "x": [round(float(x), 6) for x in fitted.X_thresholds_],
         "y": [round(float(y), 6) for y in fitted.y_thresholds_],
-        "ece": expected_calibration_error(calibrated, agreed),
-        "ece_raw": expected_calibration_error(scores, agreed),
-        "bins": reliability(calibrated, agreed),
-        "bins_raw": reliability(scores, agreed),
+        "ece": expected_calibration_error(calibrated, accepted, reached),
+        "ece_raw": expected_calibration_error(scores, accepted, reached),
+        "bins": reliability(calibrated, accepted, reached),
+        "bins_raw": reliability(scores, accepted, reached),
     }
 
 
-def reliability(predicted: np.ndarray, agreed: np.ndarray) -> list[dict[str, float]]:
-    """Mean prediction, share of agreement and count of every bin that has any token."""
+def reliability(predicted: np.ndarray, accepted: np.ndarray, weight: np.ndarray) -> list[dict[str, float]]:
+    """Mean prediction, share of accepted tokens and their weight (tokens) of every bin that has any."""
     bins = np.minimum((predicted * BINS).astype(int), BINS - 1)
     return [
         {
-            "predicted": float(predicted[bins == b].mean()),
-            "observed": float(agreed[bins == b].mean()),
-            "tokens": int((bins == b).sum()),
+            "predicted": float(np.average(predicted[bins == b], weights=weight[bins == b])),
+            "observed": float(np.average(accepted[bins == b], weights=weight[bins == b])),
+            "tokens": round(float(weight[bins == b].sum())),
         }
         for b in range(BINS)
-        if (bins == b).any()
+        if weight[bins == b].any()
     ]
 
 
-def expected_calibration_error(predicted: np.ndarray, agreed: np.ndarray) -> float:
-    """Mean distance between prediction and share of agreement, bins weighted by their tokens."""
-    bins = reliability(predicted, agreed)
-    return sum(b["tokens"] * abs(b["predicted"] - b["observed"]) for b in bins) / max(1, len(predicted))
+def expected_calibration_error(predicted: np.ndarray, accepted: np.ndarray, weight: np.ndarray) -> float:
+    """Mean distance between prediction and share of accepted tokens, bins weighted by their tokens."""
+    bins = reliability(predicted, accepted, weight)
+    errors = [abs(b["predicted"] - b["observed"]) for b in bins]
+    return float(np.average(errors, weights=[b["tokens"] for b in bins]))

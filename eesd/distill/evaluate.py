@@ -6,13 +6,14 @@ found["top1"][0], found["chain_length"]        # 0.55, 1.3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eesd.distill.batches import in_order
+from eesd.distill.batches import Batch, in_order
 from eesd.distill.heads import Student
 from eesd.distill.losses import expected_acceptance
 from eesd.distill.record import Trace
@@ -29,15 +30,14 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
 
     top1 and expected_acceptance (sum_x min(p, q)) by draft position, of at most 6, over `positions` first drafted
     tokens; chain_length: drafted tokens, of at most `depth`, that match before the first miss, over rounds with as many
-    tokens to come, None if there is no such round.
+    tokens to come, None if there is no such round. The first token of an answer counts nowhere (`_drafts`).
     """
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
-    for part in in_order(traces, BATCH):
-        batch = student.batch(part)
+    for batch, drafts in _drafts(student, traces, depth):
         alive = None
         positions = torch.arange(batch.final.shape[1], device=student.target.device)
-        for step, (where, logits) in enumerate(student.predictions(batch, depth)):
+        for step, (where, logits) in enumerate(drafts):
             rows = student.rows_of(batch.teacher_ids[where], batch, where)
             right = torch.zeros_like(where)
             right[where] = logits.argmax(-1) == rows[:, 0]
@@ -47,10 +47,8 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
                 counts[step] += len(rows)
             # Position i at this depth belongs to the round that began at i - step.
             alive = right if alive is None else right & _back(alive)
-            begun = positions - step
-            complete = (begun >= batch.begins[:, None]) & (begun + depth <= batch.ends[:, None])
-            chains += int((alive & complete).sum())
-        rounds += int((batch.ends - batch.begins - depth + 1).clamp(min=0).sum())
+            chains += int((alive & (positions - step + depth <= batch.ends[:, None])).sum())
+        rounds += int((batch.ends - batch.answer - depth).clamp(min=0).sum())
     return {
         "top1": [hit / count for hit, count in zip(hits, counts, strict=True) if count],
         "expected_acceptance": [part / count for part, count in zip(overlaps, counts, strict=True) if count],
@@ -59,22 +57,34 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
     }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Drafted tokens: max q, the chance that the target accepts, and the chance that a round comes to them; all [n]."""
+
+    confidence: Tensor
+    accepted: Tensor
+    reached: Tensor
+
+
 @torch.inference_mode()
-def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
-    """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
-    found = []
-    for part in in_order(traces, BATCH):
-        batch = student.batch(part)
-        alive = None
-        for where, logits in student.predictions(batch, POSITIONS):
-            right = torch.zeros_like(where)
-            right[where] = logits.argmax(-1) == student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
-            drafted = where if alive is None else where & _back(alive)
-            confidence = logits.softmax(-1).amax(-1)[drafted[where]]
-            found.append((confidence.cpu(), right[drafted].cpu()))
-            alive = right & drafted
-    scores, agreed = zip(*found, strict=True)
-    return torch.cat(scores), torch.cat(agreed)
+def judge(student: Student, traces: Sequence[Trace]) -> dict[str, Judged]:
+    """Every drafted token as verification judges it, along the text: `greedy`, and `sampled` at temperature 1.
+
+    Greedy chains are accepted or not, and end at the first miss; a sampled token is accepted with probability
+    sum_x min(p, q), and reached with the product of those before it.
+    """
+    found: dict[str, list[tuple[Tensor, ...]]] = {"greedy": [], "sampled": []}
+    for batch, drafts in _drafts(student, traces, POSITIONS):
+        chances = dict.fromkeys(found)  # that a round goes on after each position [batch, seq]
+        for where, logits in drafts:
+            rows, law = student.rows_of(batch.teacher_ids[where], batch, where), logits.softmax(-1)
+            overlap = expected_acceptance(law, rows, batch.teacher_probs[where])
+            accepted = {"greedy": (logits.argmax(-1) == rows[:, 0]).float(), "sampled": overlap}
+            for way, chance in chances.items():
+                reached = torch.ones_like(overlap) if chance is None else _back(chance)[where]
+                found[way].append(tuple(x.double().cpu() for x in (law.amax(-1), accepted[way], reached)))
+                chances[way] = torch.zeros_like(where, dtype=torch.float).masked_scatter(where, accepted[way] * reached)
+    return {way: Judged(*map(torch.cat, zip(*parts, strict=True))) for way, parts in found.items()}
 
 
 @torch.inference_mode()
@@ -85,14 +95,32 @@ def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list
     """
     hits = torch.zeros(POSITIONS, CANDIDATES, dtype=torch.float64)
     counts = [0] * POSITIONS
-    for part in in_order(traces, BATCH):
-        batch = student.batch(part)
-        for step, (where, logits) in enumerate(student.predictions(batch, POSITIONS)):
+    for batch, drafts in _drafts(student, traces, POSITIONS):
+        for step, (where, logits) in enumerate(drafts):
             rows = student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
             best = logits.topk(min(CANDIDATES, logits.shape[-1]), -1).indices
             hits[step, : best.shape[1]] += (best == rows[:, None]).sum(0).cpu()
             counts[step] += len(rows)
     return [[float(hit) / count for hit in row] for row, count in zip(hits, counts, strict=True) if count]
+
+
+def _drafts(
+    student: Student, traces: Sequence[Trace], depth: int
+) -> Iterator[tuple[Batch, Iterator[tuple[Tensor, Tensor]]]]:
+    """All traces in batches, each with the student's predictions where decoding drafts.
+
+    That is in answers, in rounds that begin after their first token: the pass over the prompt writes that one.
+    """
+    for part in in_order(traces, BATCH):
+        batch = student.batch(part)
+        positions = torch.arange(batch.final.shape[1], device=student.target.device)
+
+        def drafted(batch: Batch = batch, positions: Tensor = positions) -> Iterator[tuple[Tensor, Tensor]]:
+            for step, (where, logits) in enumerate(student.predictions(batch, depth)):
+                live = where & (positions - step > batch.answer)
+                yield live, logits[live[where]]
+
+        yield batch, drafted()
 
 
 def _back(x: Tensor) -> Tensor:
