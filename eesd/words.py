@@ -10,6 +10,10 @@ BASELINE = "vanilla"  # the method of every group that the others are compared w
 HF_BASELINE = "hf_generate"  # Hugging Face's plain `generate`, the other baseline where a group has it
 INITS = ("last", "same", "lens")  # what an exit head starts from, if not from another head
 VOCABULARY_OF_PROMPTS = "`prompt` exchanges rows of the target's output head. Set output_head: tied, or frequent here."
+# Beyond this share of the processors taken by others (eesd/bench/load.py) a measurement is called disturbed: an idle
+# system has a few percent of its own.
+DISTURBED = 0.05
+BUSY = ", machine busy"  # what is said of one
 PARTS = ("prefill", "draft", "verify", "control", "other")  # of a generation's seconds; together they are its total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -100,3 +101,31 @@ def test_no_source_file_is_long(root: Path):
 def test_pages_show_the_published_results(root: Path, page: str, block: Callable[[Path, Path], str]):
     shown = (root / page).read_text().split(BEGIN)[1].split(END)[0]
     assert shown == block(root / "published", root / page)
+
+
+# What each part may not know. Of other parts, models name types alone.
+APART = {
+    "models": ("drafting", "control", "decoding", "distill", "tasks", "bench", "replay", "analysis", "certify"),
+    "control": ("models", "drafting", "decoding", "distill", "tasks", "bench", "replay", "analysis", "certify"),
+    "drafting": ("control", "decoding", "distill", "tasks", "bench", "replay", "analysis", "certify"),
+    "decoding": ("distill", "tasks", "bench", "replay", "analysis", "certify"),
+    "distill": ("control", "bench", "replay", "analysis", "certify"),
+    "tasks": ("models", "drafting", "control", "decoding", "distill", "bench", "replay", "analysis", "certify"),
+    "replay": ("models", "drafting", "decoding", "distill", "tasks", "bench", "certify"),
+}
+
+
+@pytest.mark.parametrize("part", APART)
+def test_data_flow_one_way(root: Path, part: str):
+    found = []
+    for path in (root / "eesd" / part).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        typing = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+        named = {id(node) for block in typing for node in ast.walk(block)}
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in named]
+        found += [
+            f"{path.name} imports {node.module}"
+            for node in imports
+            if (node.module or "").startswith(tuple(f"eesd.{other}" for other in APART[part]))
+        ]
+    assert found == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from eesd.bench.load import BUSY, DISTURBED
+from eesd.words import BUSY, DISTURBED
 
 UNKNOWN = ", load not recorded"  # rows from before it was
 

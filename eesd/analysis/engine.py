@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from eesd.analysis.columns import COLUMNS, write_csv
-from eesd.bench.cost_file import read_measured
+from eesd.cost_file import read_measured
 
 SHARED = ("model", "device", "dtype", "engine", "threads")
 

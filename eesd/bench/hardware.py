@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from eesd import facts
-from eesd.bench.load import DISTURBED, Crowding
+from eesd.bench.load import Crowding
 from eesd.bench.rounds import decision_times, time_rounds
 from eesd.control import make_controller
 from eesd.control.base import check_count
@@ -43,6 +43,7 @@ from eesd.models.passes import Passes
 from eesd.models.shapes import SHAPES, random_module, random_target
 from eesd.models.transformer import Layer, Transformer
 from eesd.progress import progress
+from eesd.words import DISTURBED
 
 QUERIES = tuple(range(1, 17))
 CONTEXTS = (128, 512, 1024)

@@ -12,10 +12,6 @@ from time import perf_counter
 
 import psutil
 
-# Beyond this share a measurement is called disturbed: an idle system has a few percent of its own.
-DISTURBED = 0.05
-BUSY = ", machine busy"  # what is said of one
-
 
 class Crowding:
     """Measures from its making on; `threads` is how many processors the measured code would use."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from eesd.bench.cost_file import measured_how
 from eesd.bench.peers import PEERS
 from eesd.control import Controller, calibration_of, has_sampled, make_controller, read_costs, read_verification
+from eesd.cost_file import measured_how
 from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
 from eesd.decoding.tree import Branching, Typical

@@ -19,7 +19,7 @@ import torch
 
 from eesd import facts
 from eesd.bench.compare import Comparison, Judge
-from eesd.bench.load import DISTURBED, Crowding
+from eesd.bench.load import Crowding
 from eesd.bench.memory import Memory
 from eesd.bench.methods import Method, OwnMethod, build_method, is_lossy, method_identity, tree_room
 from eesd.bench.records import SCHEMA, Row, RowFile
@@ -35,7 +35,7 @@ from eesd.models.transformer import Transformer
 from eesd.ngrams import LOOKED_UP
 from eesd.progress import progress
 from eesd.tasks import TASKS, DataSource, Item, encode_prompt
-from eesd.words import BASELINE, PARTS
+from eesd.words import BASELINE, DISTURBED, PARTS
 
 WARMUP_TOKENS = 16
 

@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 import torch
 
-from eesd.bench.cost_file import read_measured
+from eesd.cost_file import read_measured
 from eesd.decoding.generate import generate
 from eesd.drafting.self_sd import Skips
 from eesd.errors import EesdError

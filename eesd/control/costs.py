@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
 
-from eesd.bench.cost_file import Measured, read_measured
+from eesd.cost_file import Measured, read_measured
 from eesd.errors import EesdError
 
 VERIFIED = "verified"  # the `context` of a head that processes accepted tokens again

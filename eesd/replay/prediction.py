@@ -24,8 +24,8 @@ import pandas as pd
 
 from eesd.analysis.columns import COLUMNS, write_csv
 from eesd.analysis.rows import Row, read_rows
-from eesd.bench.cost_file import measured_how
 from eesd.control import Controller, make_controller
+from eesd.cost_file import measured_how
 from eesd.errors import EesdError
 from eesd.files import sha256_file
 from eesd.replay.lookup import Lookup

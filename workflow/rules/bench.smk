@@ -23,12 +23,12 @@ rule bench_group:
                     "compare",
                     "peers",
                     "load",
-                    "cost_file",
                     "memory",
                 )
             ],
             "eesd/decoding",
             "eesd/drafting",
+            "eesd/cost_file.py",
             "eesd/facts.py",
             "eesd/ngrams.py",
             "eesd/words.py",

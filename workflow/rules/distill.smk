@@ -95,7 +95,8 @@ rule search_skips:
         costs="resources/hardware/{model}.json",
         data=lambda wildcards: settings.data_inputs(config, config["skips"][wildcards.skips]["tasks"]),
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("skip_search", "cost_file")],
+            "eesd/bench/skip_search.py",
+            "eesd/cost_file.py",
             "eesd/drafting/self_sd.py",
             "eesd/decoding",
             "eesd/models",

@@ -35,7 +35,8 @@ rule make_engine_table:
         costs=expand("resources/hardware/{model}.json", model=config["run"]["models"]),
         modules=modules(
             *[f"eesd/analysis/{name}.py" for name in ("engine", "columns")],
-            *[f"eesd/bench/{name}.py" for name in ("cost_file", "load")],
+            "eesd/cost_file.py",
+            "eesd/words.py",
         ),
     output:
         report(

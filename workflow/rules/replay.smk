@@ -1,6 +1,6 @@
 """Replay: drafts recorded once, controllers judged on them in seconds, one table and figure for each entry of `replays`."""
 
-REPLAY = ["eesd/replay", "eesd/control", "eesd/ngrams.py", "eesd/bench/cost_file.py", "eesd/bench/load.py"]
+REPLAY = ["eesd/replay", "eesd/control", "eesd/ngrams.py", "eesd/cost_file.py", "eesd/words.py"]
 
 
 # Record what a head would draft at every position of vanilla's outputs.

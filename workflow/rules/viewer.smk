@@ -10,7 +10,8 @@ rule record_view:
         cards=lambda wildcards: head_files(wildcards.model, [wildcards.group], "card.json"),
         data=lambda wildcards: settings.data_inputs(config, [wildcards.task]),
         modules=modules(
-            *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner", "cost_file")],
+            *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner")],
+            "eesd/cost_file.py",
             "eesd/decoding",
             "eesd/drafting",
             "eesd/ngrams.py",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eesd.bench.load import BUSY, DISTURBED
 from eesd.errors import EesdError
+from eesd.words import BUSY, DISTURBED
 
 FACTS = (
     "model",
