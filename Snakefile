@@ -34,6 +34,13 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/viewer.smk"
 
 
+# Files that the rules of run.rules make.
+EXTRA = []
+for rules_of_your_own in config["run"]["rules"]:
+
+    include: Path(rules_of_your_own).absolute()
+
+
 # What the lists under `run` of the configuration reach, down to tables and figures.
 rule all:
     default_target: True
@@ -42,6 +49,7 @@ rule all:
         ["results/tables/speedup.md", "results/tables/speedup.tex"],
         "results/lossless.txt",
         figure_files(),
+        EXTRA,
 
 
 # The figures alone; with `--config source=published` those of the published tables, without running a model.

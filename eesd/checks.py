@@ -15,11 +15,13 @@ from eesd.control import CONTROLLERS, make_controller
 from eesd.control.grid import all_settings, expand
 from eesd.errors import EesdError, unknown
 from eesd.files import read_json
+from eesd.registry import registered_in
 from eesd.words import BASELINE, HF_BASELINE, INITS, VOCABULARY_OF_PROMPTS, kept, origin_of
 
 Config = dict[str, Any]
 
 MEASURED = "measured"  # as a cost table: the one that the workflow measures for the model
+DRAFTING = Path(__file__).parent / "drafting"
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_HARDWARE = PUBLISHED / "hardware"
 # The key of a method that each drafter needs, and that no drafter without it takes.
@@ -56,6 +58,9 @@ def check_names(config: Config) -> None:
     for name in config["run"]["views"]:
         if config["groups"][name]["temperature"]:
             raise _mistake("run.views", f"group '{name}' samples, but views follow greedy decodes. Remove it.")
+    for name in config["run"]["rules"]:
+        if not Path(name).is_file():
+            raise _mistake("run.rules", f"no file '{name}' seen from {Path.cwd()}. Correct it, or remove it.")
     for name in config["replays"]:
         _check_replay(config, name)
     check_known("replay", config["run"]["replays"], config["replays"], "run.replays")
@@ -136,6 +141,10 @@ def _check_method(config: Config, name: str) -> None:
         raise _mistake(where, "generation holds options of a peer: add `peer: hf_generate`, or remove it.")
     if drafts != (method["controller"] is not None):
         raise _mistake(where, "drafter and controller belong together: give both, or neither for vanilla decoding.")
+    if method["drafter"] not in (None, *DRAFTER_KEYS):
+        check_known("drafter", [method["drafter"]], registered_in(DRAFTING, "DRAFTERS"), f"{where}.drafter")
+    elif method["options"] is not None:
+        raise _mistake(where, f"options are of drafters other than {', '.join(DRAFTER_KEYS)}: remove them.")
     for key in DRAFTER_KEYS.values():
         takers = [drafter for drafter, needed in DRAFTER_KEYS.items() if needed == key]
         if (method["drafter"] in takers) != (method[key] is not None):
@@ -175,12 +184,12 @@ def _check_method(config: Config, name: str) -> None:
 
 def _check_tree(method: Mapping[str, Any], where: str) -> None:
     tree, drafter = method["tree"], method["drafter"]
-    if drafter not in DRAFTER_KINDS:
+    if drafter in DRAFTER_KEYS and drafter not in DRAFTER_KINDS:
         raise _mistake(
             where, f"drafters {' and '.join(DRAFTER_KINDS)} draft trees, {drafter} drafts chains: remove it."
         )
-    if drafter == "exit_head" and None in (tree["nodes"], tree["width"]):
-        raise _mistake(where, "trees of drafter exit_head need nodes and width.")
+    if drafter != "medusa" and None in (tree["nodes"], tree["width"]):
+        raise _mistake(where, f"trees of drafter {drafter} need nodes and width.")
     if drafter == "medusa" and tree["width"] is not None:
         raise _mistake(where, "the tree of drafter medusa follows from measured accuracies: remove width.")
     if CONTROLLERS[method["controller"]["name"]].uses_costs:

@@ -10,7 +10,11 @@ CONTROLLERS["statc"]  # EesdError: Unknown controller 'statc'. Did you mean 'sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from eesd.errors import unknown
@@ -44,3 +48,16 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Registered names in alphabetical order."""
         return sorted(self._parts)
+
+
+def import_modules(package: str, folders: Iterable[str]) -> None:
+    """Import all modules of a package, whose `__path__` is `folders`: a new part needs its file and nothing else."""
+    for module in pkgutil.iter_modules(folders):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def registered_in(folder: Path, registry: str) -> dict[str, Path]:
+    """File by name of the parts that a package registers, read from its source: drafters would import torch."""
+    pattern = re.compile(rf"""^@{registry}\.register\(["']([^"']+)["']\)""", re.MULTILINE)
+    files = {path: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}
+    return {name: path for path, text in files.items() for name in pattern.findall(text)}

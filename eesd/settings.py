@@ -9,7 +9,6 @@ Imports no torch, because the workflow reads this on every start.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,6 @@ from eesd.checks import (
     check_known,
     check_names,
     controller_settings,
-    method_rules,
     plain,
     predicted_heads,
     published_costs,
@@ -211,10 +209,14 @@ def resolve_view(config: Config, model: str, task: str, group: str) -> Config:
 
 def resolve_trace(config: Config, model: str, task: str, head: str) -> Config:
     """Settings of `trace`."""
-    kind = _entry(config, "head", head)["kind"]
-    name = next(drafter for drafter, read in DRAFTER_KINDS.items() if read == kind)
-    drafter = {"drafter": name, "head": head, "head_path": head_path(model, head)}
+    drafter = {"drafter": traced_method(config, head)["drafter"], "head": head, "head_path": head_path(model, head)}
     return plain({"model": model, "task": task, **drafter, **config["trace"]})
+
+
+def traced_method(config: Config, head: str) -> Config:
+    """The method whose drafts a trace of this head records."""
+    kind = _entry(config, "head", head)["kind"]
+    return {"drafter": next(drafter for drafter, read in DRAFTER_KINDS.items() if read == kind), "lookup": None}
 
 
 def resolve_replay(config: Config, replay: str) -> Config:
@@ -232,21 +234,6 @@ def _entry(config: Config, kind: str, name: str) -> Config:
 
 def _data(config: Config) -> Config:
     return {"data_dir": config["data_dir"], "resources": RESOURCES if config["embedded_data"] else None}
-
-
-def task_files(tasks: Iterable[str]) -> list[str]:
-    """Source files of these tasks: editing or adding another task reruns nothing."""
-    from eesd.tasks import TASKS
-
-    return sorted({inspect.getfile(type(TASKS[task])) for task in tasks})
-
-
-def controller_files(config: Config, group: str) -> list[str]:
-    """Source files of the controllers that a group uses: editing or adding another controller reruns nothing."""
-    methods = [config["methods"][method] for method in config["groups"][group]["methods"]]
-    names = {rule["name"] for method in methods for rule in method_rules(method)}
-    parts = {part for name in names for part in CONTROLLERS[name].__mro__ if part.__module__.startswith("eesd.")}
-    return sorted({inspect.getfile(part) for part in parts})
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ A test compares both pages with what this writes.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from eesd.analysis.figures.distill import points, read_study, seeds
 from eesd.analysis.markdown import sections
 from eesd.analysis.order import method_key, natural
 from eesd.analysis.provenance import machine_line, read_provenance
-from eesd.analysis.style import method_label, task_label
+from eesd.analysis.style import task_label
 from eesd.errors import EesdError
 from eesd.files import write_atomic
 from eesd.words import BASELINE, HF_BASELINE, INITS
@@ -84,13 +85,19 @@ def _run(
         f"Measured on: {machine}. Prompts: {_datasets(speedup)}.\n",
         f"![Speedup by task and method]({_link(folder / 'figures' / 'speedup.svg', page)})\n",
         first,
-        f"Losslessness: {(folder / 'lossless.txt').read_text().strip()}\n",
+        "Losslessness:\n",
+        _verdict((folder / "lossless.txt").read_text()),
     ]
     rounds = [
         _rounds(own, tables["speedup"][tables["speedup"]["model"] == model], groups[0])
         for model, own in tables["acceptance"].groupby("model")
     ]
     return brief, [*others, *rounds, _agreement(tables["heads"])]
+
+
+def _verdict(text: str) -> str:
+    """`lossless.txt` as a list: our own outputs, other libraries', sampling."""
+    return "\n".join(f"- {part}" for part in re.split(r" (?=Other libraries:|Sampling:)", text.strip())) + "\n"
 
 
 def _link(file: Path, page: Path) -> str:
@@ -122,7 +129,7 @@ def _rounds(acceptance: pd.DataFrame, speedup: pd.DataFrame, group: str) -> str:
             f"{over.decode_speedup[method, task]:.2f}"
             for task in tasks
         ]
-        lines.append(f"| {method_label(method)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -134,7 +141,7 @@ def _agreement(table: pd.DataFrame) -> str:
         first = rows.iloc[0]
         where = f"layer {first.exit_layer}" if first.exit_layer else first.kind
         own = "" if first.vocabulary == "frequent" else ", the prompt's among them"
-        where += f", drafts {first.vocab_rows:,} tokens{own}"
+        where += f", a draft vocabulary of {first.vocab_rows:,} tokens{own}"
         prompts = first.train_labels - first.train_tokens
         learnt = f"{first.train_tokens:,} training tokens" + (f" and {prompts:,} of prompts" if prompts else "")
         if first.kind == "exit_layer" and first.init not in INITS:

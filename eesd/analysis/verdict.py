@@ -63,7 +63,7 @@ def _ties(table: pd.DataFrame) -> list[str]:
 def sampling_summary(table: pd.DataFrame) -> str:
     """What was sampled, how it came out, and which bias would have been found."""
     return (
-        f"Sampling: {len(table)} drafters and controllers, {table['samples'].min()} outputs each, "
+        f"Sampling: {len(table)} pairs of drafter and controller, {table['samples'].min():,} outputs each, "
         f"{table['rejected'].sum()} laws rejected at 1 % family-wise (smallest corrected p "
         f"{table['p_holm'].min():.3g}); a token's probability off by {table['detectable_bias'].max():.4f} would be "
         "found nine times in ten (sampling.csv)."

@@ -1,9 +1,9 @@
 """When to stop drafting. Controllers are plain numbers, no torch, so the same object runs live and in replay."""
 
-from eesd.control import bandits, cost_aware, heuristics, static, thompson  # noqa: F401  (registers the controllers)
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
 from eesd.control.calibration import Calibration, calibration_of, has_sampled
 from eesd.control.costs import CostTable, read_costs, read_verification
+from eesd.registry import import_modules
 
 __all__ = [
     "CONTROLLERS",
@@ -17,3 +17,5 @@ __all__ = [
     "read_costs",
     "read_verification",
 ]
+
+import_modules(__name__, __path__)

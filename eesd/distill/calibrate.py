@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from eesd.distill.evaluate import Judged, judge
+from eesd.distill.evaluate import Verdicts, verdicts
 from eesd.distill.heads import Student
 from eesd.distill.record import Trace
-from eesd.errors import EesdError
 
 BINS = 10
 
@@ -27,21 +26,15 @@ def calibrate(
     """Breakpoints x, y of the piecewise linear map, and how well it does on the evaluation traces.
 
     ece, ece_raw: expected calibration error (Guo et al. 2017) with and without the map; bins: one record for each
-    of ten equally wide bins of the calibrated probability. The same of tokens drawn at temperature 1 under `sampled`.
-    EesdError if no answer has two tokens.
+    of ten equally wide bins of the calibrated probability. sampled: all but the bins for tokens drawn at temperature 1.
     """
     traces = ([trace for of_task in split.values() for trace in of_task] for split in (calibration, evaluation))
-    fitted_on, checked_on = (judge(student, of_split) for of_split in traces)
+    fitted_on, checked_on = (verdicts(student, of_split) for of_split in traces)
     found = {way: _calibrate(fitted_on[way], checked_on[way]) for way in fitted_on}
-    return {**found["greedy"], "sampled": found["sampled"]}
+    return {**found["greedy"], "sampled": {key: found["sampled"][key] for key in ("x", "y", "ece", "ece_raw")}}
 
 
-def _calibrate(fitted_on: Judged, checked_on: Judged) -> dict[str, Any]:
-    if not (len(fitted_on.confidence) and len(checked_on.confidence)):
-        raise EesdError(
-            "A head is calibrated on tokens after the first of an answer, and no answer of calibration or evaluation "
-            "prompts has any. Give the corpus more prompts, or a task with longer answers."
-        )
+def _calibrate(fitted_on: Verdicts, checked_on: Verdicts) -> dict[str, Any]:
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
     fitted.fit(*(x.numpy() for x in (fitted_on.confidence, fitted_on.accepted, fitted_on.reached)))
     scores, accepted, reached = (x.numpy() for x in (checked_on.confidence, checked_on.accepted, checked_on.reached))
@@ -61,12 +54,12 @@ def reliability(predicted: np.ndarray, accepted: np.ndarray, weight: np.ndarray)
     bins = np.minimum((predicted * BINS).astype(int), BINS - 1)
     return [
         {
-            "predicted": float(np.average(predicted[bins == b], weights=weight[bins == b])),
-            "observed": float(np.average(accepted[bins == b], weights=weight[bins == b])),
-            "tokens": round(float(weight[bins == b].sum())),
+            "predicted": float(np.average(predicted[own], weights=weight[own])),
+            "observed": float(np.average(accepted[own], weights=weight[own])),
+            "tokens": int(total) if (total := float(weight[own].sum())).is_integer() else total,
         }
-        for b in range(BINS)
-        if weight[bins == b].any()
+        for own in (bins == b for b in range(BINS))
+        if weight[own].any()
     ]
 
 

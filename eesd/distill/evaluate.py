@@ -58,7 +58,7 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdicts:
     """Drafted tokens: max q, the chance that the target accepts, and the chance that a round comes to them; all [n]."""
 
     confidence: Tensor
@@ -67,11 +67,11 @@ class Judged:
 
 
 @torch.inference_mode()
-def judge(student: Student, traces: Sequence[Trace]) -> dict[str, Judged]:
+def verdicts(student: Student, traces: Sequence[Trace]) -> dict[str, Verdicts]:
     """Every drafted token as verification judges it, along the text: `greedy`, and `sampled` at temperature 1.
 
     Greedy chains are accepted or not, and end at the first miss; a sampled token is accepted with probability
-    sum_x min(p, q), and reached with the product of those before it.
+    sum_x min(p, q), and reached with the product of those before it, both lower bounds (`expected_acceptance`).
     """
     found: dict[str, list[tuple[Tensor, ...]]] = {"greedy": [], "sampled": []}
     for batch, drafts in _drafts(student, traces, POSITIONS):
@@ -84,7 +84,7 @@ def judge(student: Student, traces: Sequence[Trace]) -> dict[str, Judged]:
                 reached = torch.ones_like(overlap) if chance is None else _back(chance)[where]
                 found[way].append(tuple(x.double().cpu() for x in (law.amax(-1), accepted[way], reached)))
                 chances[way] = torch.zeros_like(where, dtype=torch.float).masked_scatter(where, accepted[way] * reached)
-    return {way: Judged(*map(torch.cat, zip(*parts, strict=True))) for way, parts in found.items()}
+    return {way: Verdicts(*map(torch.cat, zip(*parts, strict=True))) for way, parts in found.items()}
 
 
 @torch.inference_mode()

@@ -79,6 +79,7 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
     target = load_target(model_dir, "float32", layers=[*read, config.num_layers - 1])
     layers = [*read, config.num_layers]
     splits = {split: read_corpus(corpus, layers, split) for split in ("train", "calibration", "evaluation")}
+    check_held_out(corpus, splits)
     complete = completer(index, model_dir, layers)
     made, began = provenance(target.device), perf_counter()
     traces = limit_tokens(splits["train"], shared["train_tokens"], shared["seed"])
@@ -111,6 +112,24 @@ def train_heads(model_dir: Path, corpus: Path, heads: Mapping[Path, Mapping[str,
         write_head(training.student, facts, splits["calibration"], splits["evaluation"], out)
     for training in trainings:  # when all are written: one that is interrupted before goes on from its last step
         shutil.rmtree(training.work, ignore_errors=True)
+
+
+def check_held_out(corpus: Path, splits: Mapping[str, Mapping[str, list[Trace]]]) -> None:
+    """EesdError before hours of training if nothing would be drafted of what heads are measured on.
+
+    A calibration pools tasks, agreement is of each. The pass over a prompt writes the first token of its answer.
+    """
+    drafted = {
+        split: {task: any(t.answer_tokens > 1 for t in ts) for task, ts in splits[split].items()} for split in splits
+    }
+    missing = [f"{task} (evaluation)" for task, any_token in drafted["evaluation"].items() if not any_token]
+    if not any(drafted["calibration"].values()):
+        missing.append("all tasks (calibration)")
+    if missing:
+        raise EesdError(
+            f"{corpus}: no answer of two tokens or more of {', '.join(missing)}: heads cannot be measured there. Give "
+            "the corpus more prompts, or leave out tasks with answers of one token."
+        )
 
 
 def pair(folders: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:

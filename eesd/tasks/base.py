@@ -4,7 +4,7 @@
     items = TASKS["asdiv"].items("evaluation", source)
     TASKS["asdiv"].score("... so 9 apples.", items[0])  # {"exact_match": 1.0}
 
-A new task is one file: subclass `Task`, return its pools, register an instance, import it in `eesd/tasks/__init__.py`.
+A new task is one file beside this one: subclass `Task`, return its pools, register an instance.
 
 The split and the order of an item depend on a hash of the item alone. They never change with the number of prompts
 asked for, so what was once an evaluation prompt never becomes a training prompt.

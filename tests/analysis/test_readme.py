@@ -71,22 +71,26 @@ def test_the_block_has_machine_speedup_acceptance_heads_and_verdict(published: P
     ):
         assert words in block
     assert re.search(r"Prompts: .*toy", block)
-    assert re.search(r"\| EESD, Beta-TS \| \d\.\d\d \(0\.\d\d\), \d\.\d\d \|", block)
+    assert re.search(r"\| eesd \| \d\.\d\d \(0\.\d\d\), \d\.\d\d \|", block)
 
 
 def test_what_heads_learnt_from_is_told_apart(published: Path, page: Path) -> None:
-    assert "(layer 4, drafts 8,192 tokens, 60,000 training tokens) with" in results_block(published, page)
+    assert "(layer 4, a draft vocabulary of 8,192 tokens, 60,000 training tokens) with" in results_block(
+        published, page
+    )
     table = published / "default" / "tables" / "heads.csv"
     heads = pd.read_csv(table)
     heads.assign(train_labels=heads["train_tokens"] + 1234).to_csv(table, index=False)
-    assert "(layer 4, drafts 8,192 tokens, 60,000 training tokens and 1,234 of prompts) with" in results_block(
-        published, page
+    assert (
+        "(layer 4, a draft vocabulary of 8,192 tokens, 60,000 training tokens and 1,234 of prompts) with"
+        in results_block(published, page)
     )
     heads.assign(vocabulary="prompt").to_csv(table, index=False)
-    assert "(layer 4, drafts 8,192 tokens, the prompt's among them, 60,000" in results_block(published, page)
+    assert "(layer 4, a draft vocabulary of 8,192 tokens, the prompt's among them, 60,000" in results_block(published, page)
     heads.assign(init="deep4").to_csv(table, index=False)
-    assert "(layer 4, drafts 8,192 tokens, 60,000 training tokens after those of `deep4`) with" in results_block(
-        published, page
+    assert (
+        "(layer 4, a draft vocabulary of 8,192 tokens, 60,000 training tokens after those of `deep4`) with"
+        in results_block(published, page)
     )
 
 

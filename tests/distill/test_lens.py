@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from eesd.distill.batches import make_batch
-from eesd.distill.calibrate import calibrate, expected_calibration_error, reliability
-from eesd.distill.evaluate import CHAIN, evaluate, judge
+from eesd.distill.calibrate import expected_calibration_error, reliability
+from eesd.distill.evaluate import CHAIN, evaluate, verdicts
 from eesd.distill.lens import fit_lens
 from eesd.distill.record import Trace, record_batch
+from eesd.distill.train import check_held_out
 from eesd.errors import EesdError
 from tests.toys import VOCAB, tiny_head, tiny_target
 
@@ -96,7 +97,7 @@ def test_evaluation_counts_chains_up_to_the_first_miss(target, traces, right_for
     # The first token of an answer is written by the pass over its prompt.
     lengths = [len(trace.teacher_ids) - 1 for trace in traces]
     assert found["positions"] == sum(lengths)
-    greedy = judge(Prophet(target, right_for), traces)["greedy"]
+    greedy = verdicts(Prophet(target, right_for), traces)["greedy"]
     # Each round contributes its hits and one miss.
     drafted = sum(max(0, n - step) for n in lengths for step in range(min(right_for + 1, 6)))
     hits = sum(n - step for n in lengths for step in range(min(right_for, 6)))
@@ -105,7 +106,7 @@ def test_evaluation_counts_chains_up_to_the_first_miss(target, traces, right_for
 
 def test_drawn_tokens_are_accepted_as_the_laws_overlap_and_reached_as_those_before_are(target, traces):
     trace = traces[0]
-    sampled = judge(Prophet(target, 1), [trace])["sampled"]
+    sampled = verdicts(Prophet(target, 1), [trace])["sampled"]
     q = F.one_hot(torch.arange(VOCAB), VOCAB).double().mul(9).softmax(-1)[0]  # of the token foreseen, then the others
     p = torch.zeros(len(trace.teacher_ids), VOCAB, dtype=torch.float64)
     p = p.scatter(1, trace.teacher_ids.long(), trace.teacher_probs.double())
@@ -122,16 +123,19 @@ def test_drawn_tokens_are_accepted_as_the_laws_overlap_and_reached_as_those_befo
     assert_close(sampled.reached[2 * n - 1 :][: n - 2], right[:-2] * wrong[1:-1])
 
 
-def test_answers_of_one_token_calibrate_nothing(target):
-    short = {"asdiv": record_batch(target, [[3, 1, 4]] * 2, [2, 4], 1, [0.0], set(), 0)}
-    with pytest.raises(EesdError, match="no answer of calibration or evaluation prompts has any"):
-        calibrate(Prophet(target, 1), short, short)
-
-
 def test_answers_shorter_than_a_chain_have_no_chain_length(target):
     short = record_batch(target, [[3, 1, 4]] * 2, [2, 4], CHAIN - 1, [0.0], set(), 0)
     found = evaluate(Prophet(target, CHAIN), short)
     assert found["top1"][0] == 1.0 and found["chain_length"] is None
+
+
+def test_answers_of_one_token_are_refused_before_training(target):
+    short, long = ({"asdiv": record_batch(target, [[3, 1, 4]] * 2, [2, 4], n, [0.0], set(), 0)} for n in (1, 2))
+    check_held_out("corpus", {"calibration": long, "evaluation": long})
+    with pytest.raises(EesdError, match=r"corpus: no answer of two tokens or more of asdiv \(evaluation\): heads"):
+        check_held_out("corpus", {"calibration": long, "evaluation": short})
+    with pytest.raises(EesdError, match=r"of all tasks \(calibration\): heads"):
+        check_held_out("corpus", {"calibration": short, "evaluation": long})
 
 
 def test_calibration_error_by_hand():

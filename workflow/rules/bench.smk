@@ -27,7 +27,6 @@ rule bench_group:
                 )
             ],
             "eesd/decoding",
-            "eesd/drafting",
             "eesd/cost_file.py",
             "eesd/facts.py",
             "eesd/ngrams.py",
@@ -36,7 +35,7 @@ rule bench_group:
             "eesd/models",
         ),
         task_modules=lambda wildcards: task_modules([wildcards.task]),
-        controllers=lambda wildcards: modules(*settings.controller_files(config, wildcards.group)),
+        method_modules=lambda wildcards: method_modules(wildcards.group),
     output:
         "results/bench/{model}/{task}/{group}.jsonl",
     log:

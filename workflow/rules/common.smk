@@ -13,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 # The package beside the Snakefile is the one that plans and runs, installed or not.
 sys.path.insert(0, workflow.basedir)
 
-from eesd import settings
+from eesd import code_files, settings
 from eesd.errors import EesdError
 
 try:
@@ -77,7 +77,13 @@ TASK_MODULES = ["eesd/tasks/base.py", "eesd/tasks/numbers.py", "eesd/tasks/sourc
 
 def task_modules(tasks):
     """Modules behind the prompts of these tasks."""
-    return modules(*TASK_MODULES, *settings.task_files(tasks))
+    return modules(*TASK_MODULES, *code_files.task_files(tasks))
+
+
+def method_modules(group):
+    """Modules behind the drafters and controllers of a group's methods."""
+    methods = code_files.methods_of(config, group)
+    return modules(*code_files.drafter_files(methods), *code_files.controller_files(methods))
 
 
 def to_json(resolve):

@@ -15,9 +15,11 @@ rule record_trace:
             "eesd/replay/trace.py",
             "eesd/control/base.py",
             "eesd/decoding",
-            "eesd/drafting",
             "eesd/ngrams.py",
             "eesd/models",
+        ),
+        drafter_modules=lambda wildcards: modules(
+            *code_files.drafter_files([settings.traced_method(config, wildcards.head)])
         ),
     output:
         "results/traces/{model}/{task}/{group}/{head}.safetensors",

@@ -13,13 +13,12 @@ rule record_view:
             *[f"eesd/bench/{name}.py" for name in ("view", "methods", "runner")],
             "eesd/cost_file.py",
             "eesd/decoding",
-            "eesd/drafting",
             "eesd/ngrams.py",
             *[f"eesd/control/{name}.py" for name in ("base", "calibration", "costs")],
             "eesd/models",
         ),
         task_modules=lambda wildcards: task_modules([wildcards.task]),
-        controllers=lambda wildcards: modules(*settings.controller_files(config, wildcards.group)),
+        method_modules=lambda wildcards: method_modules(wildcards.group),
     output:
         "results/views/{model}/{task}/{group}.jsonl",
     log:
