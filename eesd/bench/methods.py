@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from eesd.bench.peers import PEERS
-from eesd.control import Controller, calibration_of, has_sampled, make_controller, read_costs, read_verification
+from eesd.control import Controller, calibration_of, make_controller, read_costs, read_verification
 from eesd.cost_file import measured_how
 from eesd.decoding.generate import Generation, OnTokens, Source, generate
 from eesd.decoding.sampling import Sampling
@@ -111,7 +111,7 @@ def build_method(
         drafter = DRAFTERS[settings["drafter"]].build(settings, target, model_dir)
         controller = make_controller(settings["controller"])
         how = measured_how(str(target.dtype)[6:], target.device.type, torch.get_num_threads())
-        equip(name, controller, settings, drafter, how, sampled=not sampling.greedy)
+        equip(name, controller, settings, drafter, how)
         branching = make_branching(settings, controller, drafter)
         if settings.get("lookup"):
             first = DRAFTERS["lookup"].build(settings["lookup"], target, model_dir)
@@ -119,13 +119,10 @@ def build_method(
     return OwnMethod(target, drafter, controller, branching, lookup, sampling, eos, cache)
 
 
-def equip(
-    name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter, how: str, sampled: bool = False
-) -> None:
+def equip(name: str, controller: Controller, settings: Mapping[str, Any], drafter: Drafter, how: str) -> None:
     """Hand a controller what it needs of its head's card and of the cost table that the settings name.
 
-    how: data type and threads of this run (`measured_how`); a table of others weighs the wrong costs, which is said, as
-    is a calibration of greedy decoding where tokens are drawn (`sampled`).
+    how: data type and threads of this run (`measured_how`); a table of others weighs the wrong costs, which is said.
     """
     calibration = costs = None
     if controller.uses_calibration:
@@ -134,9 +131,7 @@ def equip(
                 f"Method '{name}': controller {settings['controller']['name']} needs the calibration of a trained "
                 "head. Give the method a head, or another controller."
             )
-        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json", sampled)
-        if sampled and not has_sampled(drafter.card):
-            print(f"{name}: a calibration of greedy decoding decides where tokens are drawn.", file=sys.stderr)
+        calibration = calibration_of(drafter.card, Path(settings["head_path"]) / "card.json")
     if controller.uses_costs:
         costs = read_costs(
             settings["costs"], drafter.exit_layer, head_context(drafter), rows=(drafter.card or {}).get("vocab_rows")
@@ -189,8 +184,7 @@ def _decided_by(card: Path) -> str | None:
         return None
     found = read_card(card.parent)
     calibration = found.get("calibration") or {}
-    maps = [(one.get("x"), one.get("y")) for one in (calibration, calibration.get("sampled") or {})]
-    return settings_hash([maps, found.get("accuracies")])
+    return settings_hash([calibration.get("x"), calibration.get("y"), found.get("accuracies")])
 
 
 def method_identity(settings: Mapping[str, Any]) -> dict[str, Any]:

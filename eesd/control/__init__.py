@@ -1,7 +1,7 @@
 """When to stop drafting. Controllers are plain numbers, no torch, so the same object runs live and in replay."""
 
 from eesd.control.base import CONTROLLERS, Controller, Signal, make_controller
-from eesd.control.calibration import Calibration, calibration_of, has_sampled
+from eesd.control.calibration import Calibration, calibration_of
 from eesd.control.costs import CostTable, read_costs, read_verification
 from eesd.registry import import_modules
 
@@ -12,7 +12,6 @@ __all__ = [
     "CostTable",
     "Signal",
     "calibration_of",
-    "has_sampled",
     "make_controller",
     "read_costs",
     "read_verification",

@@ -4,8 +4,7 @@
     calibration(0.9)      # 0.81: of the tokens drafted with max q = 0.9 the target accepts 81 %
 
 A trained head's card holds it under `calibration`: {"x": [max q ...], "y": [P(accept) ...]}, an isotonic regression
-(Zadrozny & Elkan 2002) given by its breakpoints; and under its `sampled` that of tokens drawn at temperature 1, which
-the target accepts with another probability, sum_x min(p, q).
+(Zadrozny & Elkan 2002) given by its breakpoints.
 """
 
 from __future__ import annotations
@@ -43,14 +42,9 @@ class Calibration:
         return y[i - 1] + share * (y[i] - y[i - 1])
 
 
-def calibration_of(card: Any, where: Path | str, sampled: bool = False) -> Calibration:
-    """The calibration in a head's card or in the facts of a trace; EesdError that says `where` if there is none.
-
-    sampled: that for sampling, if there is one (`has_sampled`).
-    """
+def calibration_of(card: Any, where: Path | str) -> Calibration:
+    """The calibration in a head's card or in the facts of a trace; EesdError that says `where` if there is none."""
     found = card.get("calibration") if isinstance(card, dict) else None
-    if sampled and has_sampled(card):
-        found = found["sampled"]
     if not isinstance(found, dict) or not {"x", "y"} <= found.keys():
         raise EesdError(
             f"{where}: no calibration of this head, which controllers acceptance_product, cali_ts and cost_ts need. "
@@ -60,9 +54,3 @@ def calibration_of(card: Any, where: Path | str, sampled: bool = False) -> Calib
         return Calibration(found["x"], found["y"])
     except EesdError as error:
         raise EesdError(f"{where}: {error}") from error
-
-
-def has_sampled(card: Any) -> bool:
-    """Whether a head's card has a calibration for sampling; those of older heads are of greedy decoding alone."""
-    found = card.get("calibration") if isinstance(card, dict) else None
-    return isinstance(found, dict) and "sampled" in found

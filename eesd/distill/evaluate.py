@@ -7,7 +7,6 @@ found["top1"][0], found["chain_length"]        # 0.55, 1.3
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,34 +56,21 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
     }
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """Drafted tokens: max q, the chance that the target accepts, and the chance that a round comes to them; all [n]."""
-
-    confidence: Tensor
-    accepted: Tensor
-    reached: Tensor
-
-
 @torch.inference_mode()
-def verdicts(student: Student, traces: Sequence[Trace]) -> dict[str, Verdicts]:
-    """Every drafted token as verification judges it, along the text: `greedy`, and `sampled` at temperature 1.
-
-    Greedy chains are accepted or not, and end at the first miss; a sampled token is accepted with probability
-    sum_x min(p, q), and reached with the product of those before it, both lower bounds (`expected_acceptance`).
-    """
-    found: dict[str, list[tuple[Tensor, ...]]] = {"greedy": [], "sampled": []}
+def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
+    """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
+    found = []
     for batch, drafts in _drafts(student, traces, POSITIONS):
-        chances = dict.fromkeys(found)  # that a round goes on after each position [batch, seq]
+        alive = None
         for where, logits in drafts:
-            rows, law = student.rows_of(batch.teacher_ids[where], batch, where), logits.softmax(-1)
-            overlap = expected_acceptance(law, rows, batch.teacher_probs[where])
-            accepted = {"greedy": (logits.argmax(-1) == rows[:, 0]).float(), "sampled": overlap}
-            for way, chance in chances.items():
-                reached = torch.ones_like(overlap) if chance is None else _back(chance)[where]
-                found[way].append(tuple(x.double().cpu() for x in (law.amax(-1), accepted[way], reached)))
-                chances[way] = torch.zeros_like(where, dtype=torch.float).masked_scatter(where, accepted[way] * reached)
-    return {way: Verdicts(*map(torch.cat, zip(*parts, strict=True))) for way, parts in found.items()}
+            right = torch.zeros_like(where)
+            right[where] = logits.argmax(-1) == student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
+            drafted = where if alive is None else where & _back(alive)
+            confidence = logits.softmax(-1).amax(-1)[drafted[where]]
+            found.append((confidence.cpu(), right[drafted].cpu()))
+            alive = right & drafted
+    scores, agreed = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(agreed)
 
 
 @torch.inference_mode()

@@ -86,7 +86,9 @@ def test_what_heads_learnt_from_is_told_apart(published: Path, page: Path) -> No
         in results_block(published, page)
     )
     heads.assign(vocabulary="prompt").to_csv(table, index=False)
-    assert "(layer 4, a draft vocabulary of 8,192 tokens, the prompt's among them, 60,000" in results_block(published, page)
+    assert "(layer 4, a draft vocabulary of 8,192 tokens, the prompt's among them, 60,000" in results_block(
+        published, page
+    )
     heads.assign(init="deep4").to_csv(table, index=False)
     assert (
         "(layer 4, a draft vocabulary of 8,192 tokens, 60,000 training tokens after those of `deep4`) with"

@@ -35,22 +35,15 @@ def test_controllers_get_calibration_and_costs_or_say_what_is_missing(tmp_path: 
     assert not capsys.readouterr().err
     equip("x", controller, settings, drafter, "float32 with 4 threads")
     assert "x: costs of float32 with 2 threads" in capsys.readouterr().err
-    equip("x", controller, settings, drafter, HOW, sampled=True)
-    assert "x: a calibration of greedy decoding decides where tokens are drawn" in capsys.readouterr().err
-    drafter.card["calibration"]["sampled"] = {"x": [0.0, 1.0], "y": [0.1, 0.7]}
-    equip("x", controller, settings, drafter, HOW, sampled=True)
-    assert controller.calibration(1.0) == pytest.approx(0.7) and not capsys.readouterr().err
 
 
 def test_rows_depend_on_what_controllers_read_of_a_card(tmp_path: Path):
     settings, found = {"head_path": str(tmp_path)}, []
     first = {"calibration": {"x": [0.0], "y": [0.1], "ece": 0.01}, "accuracies": [[0.5]]}
-    drawn = {**first["calibration"], "sampled": {"x": [0.0], "y": [0.3]}}
-    changes = ({}, {"calibration": {"x": [0.0], "y": [0.2]}}, {"accuracies": [[0.6]]}, {"calibration": None})
-    for change in (*changes, {"calibration": drawn}):
+    for change in ({}, {"calibration": {"x": [0.0], "y": [0.2]}}, {"accuracies": [[0.6]]}, {"calibration": None}):
         (tmp_path / "card.json").write_text(json.dumps({**first, **change}))
         found.append(method_identity(settings)["head_decides"])
-    assert len(set(found)) == 5
+    assert len(set(found)) == 4
     told = {**first["calibration"], "ece": 0.02}
     (tmp_path / "card.json").write_text(json.dumps({**first, "calibration": told, "train_seconds": 9}))
     assert method_identity(settings)["head_decides"] == found[0], "what nobody decides by changes nothing"

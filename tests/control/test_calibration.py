@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eesd.control import Calibration, calibration_of, has_sampled
+from eesd.control import Calibration, calibration_of
 from eesd.errors import EesdError
 
 
@@ -39,14 +39,3 @@ def test_bad_breakpoints_are_refused(x, y, message):
 def test_a_card_without_calibration_says_what_to_do(card):
     with pytest.raises(EesdError, match=r"card\.json: no calibration of this head.*Train the head again"):
         calibration_of(card, "card.json")
-
-
-def test_sampling_has_a_calibration_of_its_own_but_in_older_cards():
-    greedy, drawn = {"x": [0.5], "y": [0.2]}, {"x": [0.5], "y": [0.4]}
-    card = {"calibration": {**greedy, "sampled": drawn}}
-    assert (calibration_of(card, "card.json")(0.5), calibration_of(card, "card.json", sampled=True)(0.5)) == (0.2, 0.4)
-    older = {"calibration": greedy}
-    assert has_sampled(card) and not has_sampled(older)
-    assert calibration_of(older, "card.json", sampled=True)(0.5) == 0.2
-    with pytest.raises(EesdError, match=r"card\.json: no calibration"):
-        calibration_of({"calibration": {**greedy, "sampled": {}}}, "card.json", sampled=True)

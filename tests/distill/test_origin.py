@@ -11,7 +11,7 @@ import torch
 
 from eesd.distill import train as train_module
 from eesd.distill.corpus import generate_corpus, read_corpus
-from eesd.distill.evaluate import candidate_accuracies, evaluate, verdicts
+from eesd.distill.evaluate import candidate_accuracies, confidences, evaluate
 from eesd.distill.heads import make_student
 from eesd.distill.origin import read_origin
 from eesd.distill.record import record_batch
@@ -145,7 +145,7 @@ def test_a_tied_output_head_takes_another_vocabulary(model, corpus, deep2):
         assert ((logits.softmax(-1) > 0).sum(-1) == 32).all()
         assert torch.equal(batch.words.weight[rows[0]], head.head.weight)
     short = record_batch(student.target, [[3, 1, 4]] * 2, [2, 4], 5, [0.0], set(), 0)
-    assert evaluate(student, short)["chain_length"] is None and len(verdicts(student, short)["greedy"].confidence)
+    assert evaluate(student, short)["chain_length"] is None and len(confidences(student, short)[0])
     candidate_accuracies(student, short)
 
 

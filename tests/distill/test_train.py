@@ -194,9 +194,7 @@ def test_training_lowers_the_loss_and_leaves_a_card(model, corpus, tmp_path, cha
     assert card["vocab_rows"] == 64
     assert set(card["agreement"]["asdiv"]) == {"top1", "expected_acceptance", "chain_length", "positions"}
     assert len(card["agreement"]["asdiv"]["top1"]) == 6
-    for found in (card["calibration"], card["calibration"]["sampled"]):
-        assert found["y"] == sorted(found["y"]) and 0 <= found["ece"] < 0.5
-    assert card["calibration"]["y"] != card["calibration"]["sampled"]["y"]
+    assert card["calibration"]["y"] == sorted(card["calibration"]["y"])
     assert card["train_tokens"] == sum(len(t.teacher_ids) for t in traces)
     assert card["trained"]["versions"]["torch"] == torch.__version__ and card["trained"]["time"].endswith("Z")
     stored = load_file(out / "head.safetensors")
