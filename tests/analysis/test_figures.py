@@ -163,7 +163,7 @@ def test_one_task_two_methods_one_prompt(tmp_path: Path, name: str) -> None:
 def test_a_busy_machine_shows_in_the_speedups(tmp_path: Path) -> None:
     rows = [{**row, "crowding": 0.3} for row in realistic_rows(tasks=("asdiv",), n_items=2)]
     write_tables([write_rows(tmp_path / "rows.jsonl", rows)], [], tmp_path / "tables")
-    assert "ASDiv (n = 2, machine busy)" in svg("speedup", tmp_path / "tables")
+    assert "ASDiv (n = 2, busy)" in svg("speedup", tmp_path / "tables")
 
 
 def test_gaps_are_drawn_against_their_bound_or_said_to_be_none(tables_dir: Path, tmp_path: Path) -> None:

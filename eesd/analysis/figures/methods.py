@@ -42,7 +42,8 @@ def draw_speedup(tables_dir: Path) -> Figure:
             own = part[part["task"] == task].set_index("method")
             _speedup_panel(panel, own, methods, reach)
             n = own["n_items"].iloc[0]
-            note = (f"n = {n}" if n > 1 else "n = 1: no interval") + busy_note(own)
+            busy = busy_note(own).replace("machine ", "")  # three panels share the width
+            note = (f"n = {n}" if n > 1 else "n = 1: no interval") + busy
             style.panel_title(panel, f"{task_label(task)} ({note})", bool(band.title))
         axes[0].set_xlim(0, max(reach, 1.0) * 1.3)
     return drawing
