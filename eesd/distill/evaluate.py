@@ -33,10 +33,10 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
     """
     hits, overlaps = ([0.0] * POSITIONS for _ in range(2))
     counts, chains, rounds = [0] * POSITIONS, 0, 0
-    for batch, drafts in _drafts(student, traces, depth):
+    for batch in _batches(student, traces):
         alive = None
         positions = torch.arange(batch.final.shape[1], device=student.target.device)
-        for step, (where, logits) in enumerate(drafts):
+        for step, (where, logits) in enumerate(_drafts(student, batch, depth)):
             rows = student.rows_of(batch.teacher_ids[where], batch, where)
             right = torch.zeros_like(where)
             right[where] = logits.argmax(-1) == rows[:, 0]
@@ -60,9 +60,9 @@ def evaluate(student: Student, traces: Sequence[Trace], depth: int = CHAIN) -> d
 def confidences(student: Student, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
     """max q, and whether the target agreed, of every drafted token of greedy chains up to the first miss: two [n]."""
     found = []
-    for batch, drafts in _drafts(student, traces, POSITIONS):
+    for batch in _batches(student, traces):
         alive = None
-        for where, logits in drafts:
+        for where, logits in _drafts(student, batch, POSITIONS):
             right = torch.zeros_like(where)
             right[where] = logits.argmax(-1) == student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
             drafted = where if alive is None else where & _back(alive)
@@ -81,8 +81,8 @@ def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list
     """
     hits = torch.zeros(POSITIONS, CANDIDATES, dtype=torch.float64)
     counts = [0] * POSITIONS
-    for batch, drafts in _drafts(student, traces, POSITIONS):
-        for step, (where, logits) in enumerate(drafts):
+    for batch in _batches(student, traces):
+        for step, (where, logits) in enumerate(_drafts(student, batch, POSITIONS)):
             rows = student.rows_of(batch.teacher_ids[where][:, 0], batch, where)
             best = logits.topk(min(CANDIDATES, logits.shape[-1]), -1).indices
             hits[step, : best.shape[1]] += (best == rows[:, None]).sum(0).cpu()
@@ -90,23 +90,19 @@ def candidate_accuracies(student: Student, traces: Sequence[Trace]) -> list[list
     return [[float(hit) / count for hit in row] for row, count in zip(hits, counts, strict=True) if count]
 
 
-def _drafts(
-    student: Student, traces: Sequence[Trace], depth: int
-) -> Iterator[tuple[Batch, Iterator[tuple[Tensor, Tensor]]]]:
-    """All traces in batches, each with the student's predictions where decoding drafts.
+def _batches(student: Student, traces: Sequence[Trace]) -> Iterator[Batch]:
+    return (student.batch(part) for part in in_order(traces, BATCH))
 
-    That is in answers, in rounds that begin after their first token: the pass over the prompt writes that one.
+
+def _drafts(student: Student, batch: Batch, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The student's predictions where decoding drafts: in answers, in rounds that begin after their first token.
+
+    The pass over the prompt writes that one.
     """
-    for part in in_order(traces, BATCH):
-        batch = student.batch(part)
-        positions = torch.arange(batch.final.shape[1], device=student.target.device)
-
-        def drafted(batch: Batch = batch, positions: Tensor = positions) -> Iterator[tuple[Tensor, Tensor]]:
-            for step, (where, logits) in enumerate(student.predictions(batch, depth)):
-                live = where & (positions - step > batch.answer)
-                yield live, logits[live[where]]
-
-        yield batch, drafted()
+    positions = torch.arange(batch.final.shape[1], device=student.target.device)
+    for step, (where, logits) in enumerate(student.predictions(batch, depth)):
+        live = where & (positions - step > batch.answer)
+        yield live, logits[live[where]]
 
 
 def _back(x: Tensor) -> Tensor:
