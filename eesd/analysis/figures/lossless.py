@@ -47,7 +47,7 @@ def _panel(panel: Axes, found: pd.DataFrame, counts: pd.DataFrame, dtype: str) -
     outputs = int(counts[["identical", "tie", "different"]].to_numpy().sum())
     ended = int(found["gap"].isna().sum())
     panel.set_title(
-        f"{dtype}: {int(counts['identical'].sum())} of {outputs} identical, {int(counts['tie'].sum())} ties, "
+        f"{dtype}: {int(counts['identical'].sum())} of {outputs} identical,\n{int(counts['tie'].sum())} ties, "
         f"{int(counts['different'].sum())} different",
         fontsize=8,
     )
